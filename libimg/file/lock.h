@@ -1,0 +1,8 @@
+/* QEMU's image locks on a descriptor; see file.h. */
+#ifndef IMG_FILE_LOCK_H
+#define IMG_FILE_LOCK_H
+struct img_error;
+
+int img_lock_apply(int fd, const char *path, unsigned perm, unsigned shared,
+                   struct img_error *err);
+#endif

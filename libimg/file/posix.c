@@ -1,0 +1,422 @@
+/* Files and block devices behind a descriptor. */
+#include "file/file.h"
+#include "file/lock.h"
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "base/error.h"
+#include "base/iov.h"
+#include "libimg.h"
+
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/fs.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { DIRECT_ALIGN = 4096, BOUNCE_MAX = 1 << 20 };
+
+/* ---- transfers --------------------------------------------------------- */
+
+typedef ssize_t transfer_fn(int, const struct iovec *, int, off_t);
+
+/* Moves all of iov; returns how much it did, less only at the end of the
+ * file, or a negative errno. */
+static ssize_t transfer_all(struct img_file *f, transfer_fn *fn,
+                            const struct iovec *iov, int n, uint64_t off,
+                            size_t total)
+{
+    img_autofree struct iovec *rest = NULL;
+    const struct iovec *now = iov;
+    size_t done = 0;
+    int left = n;
+
+    while (done < total) {
+        ssize_t r = fn(f->fd, now, IMG_MIN(left, IOV_MAX),
+                       (off_t)(off + done));
+        if (r < 0 && errno == EINTR)
+            continue;
+        if (r < 0)
+            return -errno;
+        if (r == 0)
+            break;
+        done += (size_t)r;
+        if (done == total)
+            break;
+        if (!rest) {
+            rest = malloc((size_t)n * sizeof *rest);
+            if (!rest)
+                return -ENOMEM;
+        }
+        left = img_iov_slice(iov, n, done, total - done, rest);
+        now = rest;
+    }
+    return (ssize_t)done;
+}
+
+static bool is_direct_ready(const struct img_file *f, const struct iovec *iov,
+                            int n, uint64_t off)
+{
+    if (f->align == 1)
+        return true;
+    if (!img_is_aligned(off, f->align))
+        return false;
+    for (int i = 0; i < n; i++)
+        if (!img_is_aligned((uintptr_t)iov[i].iov_base | iov[i].iov_len,
+                            f->align))
+            return false;
+    return true;
+}
+
+/* Reads or writes through an aligned buffer.  A write that covers parts of
+ * blocks reads those first; callers never write one block from two threads
+ * (the range lock is at least a block wide for such files). */
+static ssize_t bounce(struct img_file *f, const struct iovec *iov, int n,
+                      uint64_t off, size_t total, bool write)
+{
+    uint64_t at = img_round_down(off, f->align);
+    uint64_t end = img_round_up(off + total, f->align);
+    size_t size = (size_t)IMG_MIN(end - at, (uint64_t)BOUNCE_MAX);
+    img_autofree char *buf = NULL;
+    size_t done = 0;
+
+    buf = aligned_alloc(f->align, size);
+    if (!buf)
+        return -ENOMEM;
+    while (done < total) {
+        size_t skip = (size_t)(off + done - at);
+        size_t len = (size_t)IMG_MIN(end - at, (uint64_t)size);
+        size_t part = IMG_MIN(len - skip, total - done);
+        struct iovec one = { buf, len };
+        ssize_t r = (ssize_t)len;
+
+        if (!write || part < len) {
+            r = transfer_all(f, preadv, &one, 1, at, len);
+            if (r < 0)
+                return r;
+            memset(buf + r, 0, len - (size_t)r);
+        }
+        if (write) {
+            img_iov_gather(iov, n, done, buf + skip, part);
+            r = transfer_all(f, pwritev, &one, 1, at, len);
+            if (r < 0)
+                return r;
+        } else {
+            img_iov_fill(iov, n, done, buf + skip, part);
+            if ((size_t)r < len)
+                return (ssize_t)(done + ((size_t)r > skip
+                                 ? IMG_MIN((size_t)r - skip, part) : 0));
+        }
+        done += part;
+        at += len;
+    }
+    return (ssize_t)done;
+}
+
+static int posix_preadv(struct img_file *f, const struct iovec *iov, int n,
+                        uint64_t off, struct img_error *err)
+{
+    size_t total = img_iov_total(iov, n);
+    ssize_t r;
+
+    if (off > INT64_MAX || total > INT64_MAX - off) {
+        img_iov_clear(iov, n, 0, total);
+        return 0;
+    }
+    if (is_direct_ready(f, iov, n, off))
+        r = transfer_all(f, preadv, iov, n, off, total);
+    else
+        r = bounce(f, iov, n, off, total, false);
+    if (r < 0)
+        return img_fail_errno(err, (int)-r, "%s: reading %zu bytes at 0x%llx",
+                              f->path, total, (unsigned long long)off);
+    if ((size_t)r < total)
+        img_iov_clear(iov, n, (size_t)r, total - (size_t)r);
+    return 0;
+}
+
+static int posix_pwritev(struct img_file *f, const struct iovec *iov, int n,
+                         uint64_t off, struct img_error *err)
+{
+    size_t total = img_iov_total(iov, n);
+    ssize_t r;
+
+    if (off > INT64_MAX || total > INT64_MAX - off)
+        return img_fail(err, EFBIG, "%s: writing at 0x%llx: too far",
+                        f->path, (unsigned long long)off);
+    if (is_direct_ready(f, iov, n, off))
+        r = transfer_all(f, pwritev, iov, n, off, total);
+    else
+        r = bounce(f, iov, n, off, total, true);
+    if (r >= 0 && (size_t)r < total)
+        r = -ENOSPC;
+    if (r < 0)
+        return img_fail_errno(err, (int)-r, "%s: writing %zu bytes at 0x%llx",
+                              f->path, total, (unsigned long long)off);
+    return 0;
+}
+
+/* ---- space ------------------------------------------------------------- */
+
+static bool is_unsupported(int code)
+{
+    return code == EOPNOTSUPP || code == ENOSYS || code == ENOTTY ||
+           code == EINVAL || code == ENODEV;
+}
+
+static int try_fallocate(struct img_file *f, int mode, uint64_t off,
+                         uint64_t len, struct img_error *err)
+{
+    int r;
+
+    do
+        r = fallocate(f->fd, mode, (off_t)off, (off_t)len);
+    while (r < 0 && errno == EINTR);
+    if (r == 0)
+        return 0;
+    if (is_unsupported(errno))
+        return img_fail(err, ENOTSUP, "%s: fallocate mode 0x%x is not "
+                        "supported here", f->path, mode);
+    return img_fail_errno(err, errno, "%s: fallocate at 0x%llx", f->path,
+                          (unsigned long long)off);
+}
+
+static int posix_zero(struct img_file *f, uint64_t off, uint64_t len,
+                      unsigned flags, struct img_error *err)
+{
+    uint64_t size, end;
+    int r = -ENOTSUP;
+
+    if (!img_is_aligned(off | len, f->align) || !img_add(off, len, &end))
+        return -ENOTSUP;
+    if (!f->is_device) {
+        r = img_file_size(f, &size, err);
+        if (r < 0)
+            return r;
+        if (off >= size && (flags & IMG_FILE_MAY_UNMAP))
+            return img_file_truncate(f, end, err);
+        r = -ENOTSUP;
+    }
+    if (flags & IMG_FILE_MAY_UNMAP) {
+        r = try_fallocate(f, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, off,
+                          len, err);
+        if (r == 0 && !f->is_device && end > size)
+            r = img_file_truncate(f, end, err);
+    }
+    if (r == -ENOTSUP)
+        r = try_fallocate(f, FALLOC_FL_ZERO_RANGE, off, len, err);
+    return r;
+}
+
+static int posix_punch(struct img_file *f, uint64_t off, uint64_t len,
+                       struct img_error *err)
+{
+    return try_fallocate(f, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, off,
+                         len, err);
+}
+
+static int posix_allocate(struct img_file *f, uint64_t off, uint64_t len,
+                          struct img_error *err)
+{
+    return try_fallocate(f, 0, off, len, err);
+}
+
+static int posix_truncate(struct img_file *f, uint64_t size,
+                          struct img_error *err)
+{
+    int r;
+
+    if (f->is_device) {
+        uint64_t has;
+
+        r = img_file_size(f, &has, err);
+        if (r == 0 && size > has)
+            r = img_fail(err, ENOSPC, "%s: the device has %llu bytes, "
+                         "%llu are needed", f->path, (unsigned long long)has,
+                         (unsigned long long)size);
+        return r;
+    }
+    if (size > INT64_MAX)
+        return img_fail(err, EFBIG, "%s: %llu bytes are too many", f->path,
+                        (unsigned long long)size);
+    do
+        r = ftruncate(f->fd, (off_t)size);
+    while (r < 0 && errno == EINTR);
+    return r == 0 ? 0 : img_fail_errno(err, errno, "%s: setting its size to "
+                                       "%llu", f->path,
+                                       (unsigned long long)size);
+}
+
+static int posix_sync(struct img_file *f, struct img_error *err)
+{
+    if (fdatasync(f->fd) == 0 || errno == EINVAL)
+        return 0;
+    return img_fail_errno(err, errno, "%s: making it durable", f->path);
+}
+
+static int posix_size(struct img_file *f, uint64_t *size,
+                      struct img_error *err)
+{
+    struct stat st;
+
+    if (f->is_device && ioctl(f->fd, BLKGETSIZE64, size) == 0)
+        return 0;
+    if (fstat(f->fd, &st) < 0)
+        return img_fail_errno(err, errno, "%s", f->path);
+    *size = (uint64_t)st.st_size;
+    return 0;
+}
+
+static int posix_extent(struct img_file *f, uint64_t off, uint64_t len,
+                        bool *is_data, uint64_t *run, struct img_error *err)
+{
+    off_t data, hole;
+
+    data = lseek(f->fd, (off_t)off, SEEK_DATA);
+    if (data < 0 && errno == ENXIO) {
+        *is_data = false;       /* nothing but hole up to the end */
+        *run = len;
+        return 0;
+    }
+    if (data < 0)
+        return -ENOTSUP;
+    if ((uint64_t)data > off) {
+        *is_data = false;
+        *run = IMG_MIN((uint64_t)data - off, len);
+        return 0;
+    }
+    hole = lseek(f->fd, (off_t)off, SEEK_HOLE);
+    if (hole < 0 || (uint64_t)hole <= off)
+        return -ENOTSUP;        /* the file changed under us */
+    *is_data = true;
+    *run = IMG_MIN((uint64_t)hole - off, len);
+    return 0;
+}
+
+static int posix_reflink(struct img_file *to, uint64_t to_off,
+                         struct img_file *from, uint64_t from_off,
+                         uint64_t len, struct img_error *err)
+{
+    struct file_clone_range range = {
+        .src_fd = from->fd, .src_offset = from_off,
+        .src_length = len, .dest_offset = to_off,
+    };
+
+    if (ioctl(to->fd, FICLONERANGE, &range) == 0)
+        return 0;
+    if (is_unsupported(errno) || errno == EXDEV || errno == EPERM ||
+        errno == ETXTBSY || errno == EISDIR)
+        return img_fail(err, ENOTSUP, "%s: cannot share blocks with %s",
+                        to->path, from->path);
+    return img_fail_errno(err, errno, "%s: sharing blocks with %s", to->path,
+                          from->path);
+}
+
+static uint64_t posix_allocated(struct img_file *f)
+{
+    struct stat st;
+
+    return fstat(f->fd, &st) < 0 ? 0 : (uint64_t)st.st_blocks * 512;
+}
+
+static int posix_lock(struct img_file *f, unsigned perm, unsigned shared,
+                      struct img_error *err)
+{
+    return img_lock_apply(f->fd, f->path, perm, shared, err);
+}
+
+static void posix_close(struct img_file *f)
+{
+    close(f->fd);
+}
+
+static const struct img_file_ops posix_ops = {
+    .kind = "file", .preadv = posix_preadv, .pwritev = posix_pwritev,
+    .zero = posix_zero, .punch = posix_punch, .allocate = posix_allocate,
+    .truncate = posix_truncate, .sync = posix_sync, .size = posix_size,
+    .extent = posix_extent, .reflink = posix_reflink, .lock = posix_lock,
+    .allocated = posix_allocated, .close = posix_close,
+};
+
+/* ---- opening ----------------------------------------------------------- */
+
+static int look_at(struct img_file *f, unsigned flags, struct img_error *err)
+{
+    struct stat st;
+    int fl, sector = 512;
+
+    if (fstat(f->fd, &st) < 0)
+        return img_fail_errno(err, errno, "%s", f->path);
+    if (S_ISDIR(st.st_mode))
+        return img_fail(err, EISDIR, "%s: is a folder", f->path);
+    if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
+        return img_fail(err, EINVAL, "%s: neither a file nor a block device",
+                        f->path);
+    fl = fcntl(f->fd, F_GETFL);
+    if (fl < 0)
+        return img_fail_errno(err, errno, "%s", f->path);
+    if ((flags & IMG_FILE_WRITE) && (fl & O_ACCMODE) != O_RDWR)
+        return img_fail(err, EACCES, "%s: the descriptor is not open for "
+                        "reading and writing", f->path);
+    f->writable = flags & IMG_FILE_WRITE;
+    f->no_sync = flags & IMG_FILE_NO_SYNC;
+    f->is_device = S_ISBLK(st.st_mode);
+    f->device = f->is_device ? st.st_rdev : st.st_dev;
+    f->inode = f->is_device ? 0 : st.st_ino;
+    f->align = 1;
+    if (fl & O_DIRECT)
+        f->align = DIRECT_ALIGN;
+    if (f->is_device && ioctl(f->fd, BLKSSZGET, &sector) == 0 && sector > 0 &&
+        (fl & O_DIRECT))
+        f->align = IMG_MAX((uint32_t)sector, f->align);
+    return 0;
+}
+
+int img_file_from_fd(int fd, const char *path, unsigned flags,
+                     struct img_file **file, struct img_error *err)
+{
+    struct img_file *f = calloc(1, sizeof *f);
+    int r;
+
+    if (f)
+        f->path = strdup(path);
+    if (!f || !f->path) {
+        free(f);
+        close(fd);
+        return img_fail_nomem(err);
+    }
+    f->ops = &posix_ops;
+    f->fd = fd;
+    r = look_at(f, flags, err);
+    if (r < 0) {
+        img_file_close(f);
+        return r;
+    }
+    *file = f;
+    return 0;
+}
+
+int img_file_open(const char *path, unsigned flags, struct img_file **file,
+                  struct img_error *err)
+{
+    int mode = flags & IMG_FILE_WRITE ? O_RDWR : O_RDONLY;
+    int fd;
+
+    /* O_NONBLOCK: a FIFO must not make us wait before it is refused. */
+    mode |= O_CLOEXEC | O_NONBLOCK;
+    if (flags & IMG_FILE_CREATE)
+        mode |= O_CREAT | O_EXCL;
+    if (flags & IMG_FILE_DIRECT)
+        mode |= O_DIRECT;
+    do
+        fd = open(path, mode, 0666);
+    while (fd < 0 && errno == EINTR);
+    if (fd < 0 && errno == EINVAL && (flags & IMG_FILE_DIRECT))
+        return img_fail(err, EINVAL, "%s: the file system cannot bypass the "
+                        "page cache (O_DIRECT)", path);
+    if (fd < 0)
+        return img_fail_errno(err, errno, "Could not open '%s'", path);
+    return img_file_from_fd(fd, path, flags, file, err);
+}

@@ -1,0 +1,16 @@
+/* The table of formats; the only file that names them all. */
+#include "format.h"
+
+#include <string.h>
+
+const struct img_format *const img_formats[] = {
+    NULL
+};
+
+const struct img_format *img_format_find(const char *name)
+{
+    for (size_t i = 0; img_formats[i]; i++)
+        if (!strcmp(img_formats[i]->info.name, name))
+            return img_formats[i];
+    return NULL;
+}

@@ -1,0 +1,483 @@
+/* libimg: disk images as block devices.
+ *
+ * A disk (struct img_disk) is an open image with everything below it: its
+ * backing files, external data files and extents.  Reads fall through the
+ * backing chain, writes go to the top image.
+ *
+ * Errors.  Every function that can fail returns 0 (or a count) on success and
+ * a negative errno value on failure, and explains itself in *err if err is
+ * not NULL.  The codes are -EINVAL, -ENOTSUP, -ENOENT, -EACCES, -EROFS,
+ * -EBUSY (locked by another program), -ENOSPC, -EFBIG, -EIO, -ENOMEM,
+ * -ECANCELED, -EEXIST and -IMG_ECORRUPT; the operating system may add others
+ * for a file that cannot be opened.
+ *
+ * Threads.  Any number of threads may use one disk at once, except where a
+ * function says otherwise.  img_close must be the last call.
+ *
+ * No function prints, exits, changes a signal handler or keeps process-wide
+ * state.  Options structures start with their own size; zero is the default
+ * of every field.  Sizes and offsets are in bytes.
+ *
+ * SPDX-License-Identifier: MIT
+ */
+#ifndef LIBIMG_H
+#define LIBIMG_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define IMG_VERSION 100         /* 0.1.0 */
+
+struct img_disk;                /* an open image and everything below it */
+struct img_queue;               /* requests in flight on one disk */
+
+/* ---- errors ------------------------------------------------------------ */
+
+struct img_error {
+    int code;                   /* errno value, positive; 0 = no error */
+    char message[508];          /* one line, no newline, names the file */
+};
+
+#define IMG_ECORRUPT 117        /* EUCLEAN: the image contradicts its format */
+
+/* ---- library ----------------------------------------------------------- */
+
+struct img_option_info {
+    const char *name;           /* "cluster_size"; NULL ends a list */
+    const char *values;         /* "size", "on|off", "str", "num", "a|b|c" */
+    const char *summary;        /* one line */
+    unsigned flags;             /* IMG_OPTION_* */
+};
+enum { IMG_OPTION_AMEND = 1 };  /* img_amend takes it too */
+
+struct img_format_info {
+    const char *name;           /* "qcow2" */
+    unsigned features;          /* IMG_CAN_* */
+    const struct img_option_info *create_options;
+};
+enum {
+    IMG_CAN_WRITE = 1, IMG_CAN_CREATE = 2, IMG_CAN_BACK = 4,
+    IMG_CAN_RESIZE = 8, IMG_CAN_COMPRESS = 16, IMG_CAN_SNAPSHOT = 32,
+    IMG_CAN_BITMAP = 64, IMG_CAN_CHECK = 128, IMG_SEQUENTIAL = 256,
+    IMG_CAN_AMEND = 512
+};
+
+unsigned img_version(void);
+const struct img_format_info *img_format(size_t index);   /* NULL = past end */
+const struct img_format_info *img_format_by_name(const char *name);
+
+/* ---- opening ----------------------------------------------------------- */
+
+/* Asked for every file an image refers to: backing files, data files,
+ * extents.  referrer is the path of the image that names it, name is the
+ * name as the image has it.  Returns an open descriptor, which the library
+ * then owns, or a negative errno. */
+typedef int img_resolve_fn(void *opaque, const char *referrer,
+                           const char *name, bool writable);
+
+/* Told of what is odd but no error: an overlay that records no backing
+ * format, a base changed since the overlay was made.  One line. */
+typedef void img_warn_fn(void *opaque, const char *message);
+
+enum {
+    IMG_OPEN_WRITE = 1,         /* default is read-only */
+    IMG_OPEN_PROBE = 2,         /* find the format out; never for guest data */
+    IMG_OPEN_PROBE_BACKING = 4, /* likewise an undeclared backing format */
+    IMG_OPEN_NO_BACKING = 8,    /* top layer alone; holes read as zeros */
+    IMG_OPEN_DIRECT = 16,       /* bypass the page cache */
+    IMG_OPEN_NO_SYNC = 32,      /* flush does nothing; scratch images */
+    IMG_OPEN_NO_LOCK = 64,      /* somebody else may have it open (-U) */
+    IMG_OPEN_REPAIR = 128,      /* for img_check: open what is too damaged
+                                   to be read or written otherwise */
+    IMG_OPEN_WRITETHROUGH = 256,/* every write is durable on return */
+    IMG_OPEN_UNMAP = 512        /* discards give space back to the file
+                                   system (-d unmap) */
+};
+
+struct img_open_options {
+    size_t size;
+    unsigned flags;             /* IMG_OPEN_* */
+    const char *format;         /* NULL only with IMG_OPEN_PROBE */
+    const char *snapshot;       /* read-only view of this internal snapshot,
+                                   an ID or a name */
+    uint64_t cache_bytes;       /* all caches of the whole chain; 0 = 40 MiB */
+    img_resolve_fn *resolve;    /* NULL = open paths next to the referrer */
+    void *resolve_opaque;
+    img_warn_fn *warn;          /* NULL = nobody wants to know */
+    void *warn_opaque;
+    const char *backing;        /* use this file instead of the recorded one;
+                                   "" = none; relative to the process */
+    const char *backing_format; /* of it; or of the recorded one, if that
+                                   declares none */
+    uint64_t window_offset;     /* raw only: the disk is this part of the */
+    uint64_t window_size;       /* file; 0 = up to its end */
+};
+#define IMG_OPEN_OPTIONS { .size = sizeof(struct img_open_options) }
+
+/* Finds out which format the file has ("raw" when nothing is recognised).
+ * *format is a constant string. */
+int img_probe(const char *path, const char **format, struct img_error *err);
+
+int img_open(const char *path, const struct img_open_options *opts,
+             struct img_disk **disk, struct img_error *err);
+
+/* Takes the descriptor over, on failure too. */
+int img_open_fd(int fd, const struct img_open_options *opts,
+                struct img_disk **disk, struct img_error *err);
+
+/* Flushes, writes back what is cached and frees, whatever it returns.
+ * NULL is fine. */
+int img_close(struct img_disk *disk, struct img_error *err);
+
+/* ---- creating ---------------------------------------------------------- */
+
+enum {
+    IMG_CREATE_NO_OPEN_BACKING = 1, /* -u: trust the given size and format */
+    IMG_CREATE_NO_SYNC = 2,     /* neither the file nor its folder is synced */
+    IMG_CREATE_IN_PLACE = 4     /* write over the target instead of beside
+                                   it; block devices always are */
+};
+
+struct img_create_options {
+    size_t size;
+    const char *format;
+    uint64_t disk_size;         /* 0 = that of the backing file, if there is
+                                   one and has_size is false */
+    bool has_size;              /* disk_size is meant, even 0 */
+    const char *backing;        /* as it will be recorded; relative to the
+                                   new image */
+    const char *backing_format; /* NULL = found out and recorded */
+    const char *const *settings;/* "key=value", ends with NULL */
+    unsigned flags;             /* IMG_CREATE_* */
+};
+#define IMG_CREATE_OPTIONS { .size = sizeof(struct img_create_options) }
+
+/* Makes a new image.  An existing file of that name is replaced, but only
+ * when the new one is complete, and never while somebody has it locked
+ * (-EBUSY). */
+int img_create(const char *path, const struct img_create_options *opts,
+               struct img_error *err);
+
+/* The settings that img_create would use, after defaults and what the backing
+ * file says: an array of "key=value" strings, ends with NULL, in the order in
+ * which qemu-img lists them; "size", "backing_file" and "backing_fmt" among
+ * them.  Free it with img_settings_free. */
+int img_create_resolve(const char *path, const struct img_create_options *opts,
+                       char ***settings, struct img_error *err);
+void img_settings_free(char **settings);
+
+/* ---- shape ------------------------------------------------------------- */
+
+struct img_limits {
+    uint32_t block;             /* smallest addressable unit, bytes */
+    uint32_t cluster;           /* allocation unit; whole ones write fastest */
+    uint32_t discard;           /* smaller discards are ignored */
+    uint32_t memory_align;
+    uint64_t max_transfer;
+    bool writable, zero_is_cheap;
+    uint64_t reserved[4];
+};
+
+uint64_t img_size(const struct img_disk *disk);
+void img_limits(const struct img_disk *disk, struct img_limits *limits);
+const char *img_format_name(const struct img_disk *disk);
+const char *img_path(const struct img_disk *disk);
+
+/* ---- data, blocking.  Any number of threads. --------------------------- */
+
+enum {
+    IMG_FUA = 1,                /* durable before returning */
+    IMG_MAY_UNMAP = 2,          /* zeroing may give space back */
+    IMG_FAST_ONLY = 4,          /* -ENOTSUP rather than write real zeros */
+    IMG_COMPRESS = 8            /* store compressed; whole clusters only, see
+                                   img_limits.  A read-modify-write of a
+                                   compressed cluster makes it plain again */
+};
+
+/* Ranges beyond the end of the disk are -EINVAL. */
+int img_pread(struct img_disk *disk, void *buf, size_t len, uint64_t off,
+              struct img_error *err);
+int img_preadv(struct img_disk *disk, const struct iovec *iov, int iovcnt,
+               uint64_t off, struct img_error *err);
+int img_pwrite(struct img_disk *disk, const void *buf, size_t len,
+               uint64_t off, unsigned flags, struct img_error *err);
+int img_pwritev(struct img_disk *disk, const struct iovec *iov, int iovcnt,
+                uint64_t off, unsigned flags, struct img_error *err);
+/* Reads as zeros afterwards.  Any alignment. */
+int img_zero(struct img_disk *disk, uint64_t off, uint64_t len, unsigned flags,
+             struct img_error *err);
+/* A hint: what is read afterwards is zeros or the old content, never what a
+ * backing file holds there. */
+int img_discard(struct img_disk *disk, uint64_t off, uint64_t len,
+                struct img_error *err);
+/* All writes that returned before it are durable after it. */
+int img_flush(struct img_disk *disk, struct img_error *err);
+
+/* ---- data, queued.  One thread per queue, many queues per disk. -------- */
+
+enum img_op { IMG_READ, IMG_WRITE, IMG_ZERO, IMG_DISCARD, IMG_FLUSH };
+
+struct img_request {
+    enum img_op op;
+    unsigned flags;
+    uint64_t off, len;          /* len is ignored where iov is given */
+    const struct iovec *iov;    /* must live until the completion */
+    int iovcnt;
+    void *user;
+};
+
+struct img_completion {
+    void *user;
+    int result;                 /* 0 or negative errno */
+    const char *message;        /* NULL on success; valid until next reap */
+};
+
+int img_queue_open(struct img_disk *disk, unsigned depth,
+                   struct img_queue **queue, struct img_error *err);
+/* Returns how many of the n were taken: all, unless depth are in flight. */
+int img_queue_submit(struct img_queue *queue, const struct img_request *reqs,
+                     int n);
+/* Waits until min are complete or timeout_ms have passed (-1 = for ever);
+ * returns how many of at most max were stored. */
+int img_queue_reap(struct img_queue *queue, struct img_completion *done,
+                   int min, int max, int timeout_ms);
+int img_queue_fd(const struct img_queue *queue);    /* readable: reap */
+void img_queue_close(struct img_queue *queue); /* waits for all in flight */
+
+/* ---- what is where ----------------------------------------------------- */
+
+enum img_kind { IMG_DATA, IMG_ZEROS, IMG_COMPRESSED, IMG_HOLE };
+
+struct img_extent {
+    uint64_t off, len;
+    enum img_kind kind;         /* HOLE: no layer that was looked at has it;
+                                   it reads as zeros */
+    unsigned depth;             /* layer it comes from, 0 = top */
+    uint64_t host_off;          /* where in that layer's file, also of ZEROS
+                                   that keep their place; else ~0 */
+    unsigned file;              /* which file of that layer */
+    bool dirty;                 /* img_bitmap_map only */
+    uint64_t reserved[4];
+};
+enum {
+    IMG_MAP_TOP = 1,            /* do not look below the top layer */
+    IMG_MAP_EXACT = 2           /* ask the file system for holes too */
+};
+
+/* The longest run beginning at off, at most len, with one answer. */
+int img_map(struct img_disk *disk, uint64_t off, uint64_t len, unsigned flags,
+            struct img_extent *extent, struct img_error *err);
+
+/* Path of file number `file` of the layer at `depth`; NULL = there is none.
+ * Valid while the disk is open. */
+const char *img_file_name(const struct img_disk *disk, unsigned depth,
+                          unsigned file);
+
+/* ---- description ------------------------------------------------------- */
+
+enum img_value_type {
+    IMG_VALUE_BOOL, IMG_VALUE_UINT, IMG_VALUE_STRING,
+    IMG_VALUE_LIST, IMG_VALUE_GROUP
+};
+
+/* A format-specific fact.  Names are qemu-img's JSON keys ("lazy-refcounts");
+ * human output replaces '-' by ' '. */
+struct img_value {
+    const char *name;           /* NULL inside a list */
+    enum img_value_type type;
+    bool flag;
+    uint64_t number;
+    const char *text;
+    struct img_value *items;    /* of LIST and GROUP */
+    size_t n_items;
+};
+
+struct img_snapshot_info {
+    const char *id, *name;
+    uint64_t vm_state_size;
+    uint64_t date_sec;          /* since 1970 */
+    uint32_t date_nsec;
+    uint64_t vm_clock_nsec;
+    uint64_t icount;            /* ~0 = not recorded */
+    uint64_t disk_size;
+};
+
+struct img_bitmap_info {
+    const char *name;
+    uint32_t granularity;       /* guest bytes per bit */
+    bool enabled;               /* "auto": records writes */
+    bool inconsistent;          /* "in-use": not saved after the last use */
+    bool persistent;
+    uint64_t dirty_bytes;
+};
+
+struct img_info {
+    const char *path, *format;
+    uint64_t size;              /* of the guest's disk */
+    uint64_t allocated;         /* on the host's disk, all files */
+    uint64_t file_length;       /* of the image file */
+    uint32_t cluster_size;      /* 0 = the format has none */
+    bool dirty, corrupt, encrypted, compressed;
+    const char *backing;        /* as recorded; NULL = none */
+    const char *backing_path;   /* as it would be opened */
+    const char *backing_format; /* as recorded; NULL = not recorded */
+    struct img_snapshot_info *snapshots;
+    size_t n_snapshots;
+    struct img_bitmap_info *bitmaps;
+    size_t n_bitmaps;
+    struct img_value *specific; /* a GROUP, NULL = nothing to say */
+    struct img_info *below;     /* the backing file's, if it was opened */
+};
+
+/* The whole chain, top first (->below).  Free with img_info_free. */
+int img_info_get(struct img_disk *disk, struct img_info **info,
+                 struct img_error *err);
+void img_info_free(struct img_info *info);
+
+/* ---- snapshots and bitmaps --------------------------------------------- */
+
+/* Snapshots are named by ID or by name, an ID first.  apply makes the disk
+ * what it was; its size may change. */
+int img_snapshot_create(struct img_disk *disk, const char *name,
+                        struct img_error *err);
+int img_snapshot_apply(struct img_disk *disk, const char *name,
+                       struct img_error *err);
+int img_snapshot_delete(struct img_disk *disk, const char *name,
+                        struct img_error *err);
+
+enum img_bitmap_verb { IMG_BITMAP_ADD, IMG_BITMAP_REMOVE, IMG_BITMAP_CLEAR,
+                       IMG_BITMAP_ENABLE, IMG_BITMAP_DISABLE };
+/* granularity: guest bytes per bit, a power of two from 512; 0 = 64 KiB.
+ * Only ADD looks at it. */
+int img_bitmap_edit(struct img_disk *disk, const char *name,
+                    enum img_bitmap_verb verb, uint32_t granularity,
+                    struct img_error *err);
+/* Sets in `to_name` every bit that is set in `from_name`. */
+int img_bitmap_merge(struct img_disk *to, const char *to_name,
+                     struct img_disk *from, const char *from_name,
+                     struct img_error *err);
+int img_bitmap_map(struct img_disk *disk, const char *name, uint64_t off,
+                   uint64_t len, struct img_extent *extent,
+                   struct img_error *err);
+
+/* ---- whole-image work -------------------------------------------------- */
+
+/* Shared by all of these.  progress is called on the calling thread only, at
+ * least ten times a second while there is work; nonzero means stop, and the
+ * operation then returns -ECANCELED with the images consistent. */
+struct img_job {
+    size_t size;
+    int (*progress)(void *opaque, uint64_t done, uint64_t total);
+    void *opaque;
+    unsigned threads;           /* 0 = choose */
+    uint64_t bytes_per_second;  /* 0 = as fast as possible (-r) */
+};
+#define IMG_JOB { .size = sizeof(struct img_job) }
+
+struct img_convert_options {
+    size_t size;
+    const struct img_create_options *create;
+    bool no_sparse;             /* -S 0: write zeros out */
+    uint32_t sparse_bytes;      /* runs of zeros this long become holes;
+                                   0 = 4096 */
+    bool compress;
+    bool target_exists;         /* -n: write into it, do not create */
+    bool target_is_zero;        /* the existing target reads as zeros */
+    bool bitmaps;               /* copy the source's bitmaps */
+    bool skip_broken_bitmaps;   /* leave out inconsistent ones, not fail */
+    bool salvage;               /* read errors become zeros; reported by warn */
+    bool out_of_order;          /* -W; layout stays reproducible all the same */
+    bool copy_range;            /* -C: let the file system copy */
+    bool no_sync;               /* the target need not be durable */
+    bool direct;                /* target: bypass the page cache */
+    img_warn_fn *warn;
+    void *warn_opaque;
+};
+#define IMG_CONVERT_OPTIONS { .size = sizeof(struct img_convert_options) }
+
+struct img_check_result {
+    uint64_t errors, leaks, errors_fixed, leaks_fixed;
+    uint64_t allocated, fragmented, compressed, total; /* clusters */
+    uint64_t end_offset;        /* first byte behind the last used cluster */
+    uint64_t check_errors;      /* places that could not be looked at */
+    bool corrupt_bit_cleared;
+    uint64_t reserved[4];
+};
+enum { IMG_REPAIR_LEAKS = 1, IMG_REPAIR_ALL = 3 };
+
+struct img_check_options {
+    size_t size;
+    unsigned repair;            /* 0, IMG_REPAIR_LEAKS, IMG_REPAIR_ALL */
+    img_warn_fn *report;        /* each finding, one line */
+    void *report_opaque;
+};
+#define IMG_CHECK_OPTIONS { .size = sizeof(struct img_check_options) }
+
+struct img_measure { uint64_t required, fully_allocated, bitmaps;
+                     bool has_bitmaps; uint64_t reserved[4]; };
+
+enum img_prealloc {
+    IMG_PREALLOC_OFF, IMG_PREALLOC_METADATA, IMG_PREALLOC_FALLOC,
+    IMG_PREALLOC_FULL
+};
+
+/* Several sources are joined, one after the other.  `to` appears whole or not
+ * at all. */
+int img_convert(struct img_disk *const *from, size_t n_from, const char *to,
+                const struct img_convert_options *opts,
+                const struct img_job *job, struct img_error *err);
+/* Writes the image to a descriptor that need not be seekable. */
+int img_convert_fd(struct img_disk *const *from, size_t n_from, int fd,
+                   const struct img_convert_options *opts,
+                   const struct img_job *job, struct img_error *err);
+/* Into an open disk, which must be at least as large (convert -n). */
+int img_copy(struct img_disk *const *from, size_t n_from, struct img_disk *to,
+             const struct img_convert_options *opts,
+             const struct img_job *job, struct img_error *err);
+
+/* Returns 0 = equal, 1 = they differ, first at *differ_at; strict also
+ * compares size and allocation.  Without strict the longer disk's tail must
+ * be zeros. */
+int img_compare(struct img_disk *a, struct img_disk *b, bool strict,
+                const struct img_job *job, uint64_t *differ_at,
+                struct img_error *err);
+
+/* Moves everything above layer to_depth (at least 1) into that layer.
+ * keep: leave the layers above as they are; else the top one is emptied. */
+int img_commit(struct img_disk *disk, unsigned to_depth, bool keep,
+               const struct img_job *job, struct img_error *err);
+
+/* backing "" or NULL = none.  unsafe: change only the name.  compress: -c. */
+struct img_rebase_options {
+    size_t size;
+    const char *backing, *backing_format;
+    bool unsafe, compress;
+};
+#define IMG_REBASE_OPTIONS { .size = sizeof(struct img_rebase_options) }
+int img_rebase(struct img_disk *disk, const struct img_rebase_options *opts,
+               const struct img_job *job, struct img_error *err);
+
+/* Shrinking needs shrink, for what is cut off is lost. */
+int img_resize(struct img_disk *disk, uint64_t size, bool shrink,
+               enum img_prealloc prealloc, const struct img_job *job,
+               struct img_error *err);
+/* Fills *result as far as it came, on failure too. */
+int img_check(struct img_disk *disk, const struct img_check_options *opts,
+              const struct img_job *job, struct img_check_result *result,
+              struct img_error *err);
+/* from may be NULL: then an empty disk of opts->disk_size. */
+int img_measure(struct img_disk *from, const struct img_create_options *opts,
+                struct img_measure *result, struct img_error *err);
+int img_amend(struct img_disk *disk, const char *const *settings,
+              const struct img_job *job, struct img_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
