@@ -8,6 +8,8 @@
  * so eviction needs no write and can break no ordering rule.  When dirty
  * entries fill half the budget img_tcache_is_full says so, and the owner
  * has to write back soon.
+ *
+ * A file's slices have to be forgotten before it is closed.
  */
 #ifndef IMG_CACHE_TCACHE_H
 #define IMG_CACHE_TCACHE_H
@@ -35,14 +37,15 @@ void img_tcache_free(struct img_tcache *cache);
 /* Pins the slice [off, off + len) of file, reading it if it is not there;
  * every caller uses the same off and len for the same bytes.  Threads that
  * miss the same slice wait for one read; no lock of the cache is held
- * meanwhile. */
+ * meanwhile.  -IMG_ECORRUPT: it is there with another len or kind. */
 int img_tcache_get(struct img_tcache *cache, struct img_file *file,
                    uint64_t off, uint32_t len, uint32_t kind,
                    struct img_slice **slice, struct img_error *err);
 /* The same, only if it is there already; NULL = it is not. */
 struct img_slice *img_tcache_peek(struct img_tcache *cache,
                                   struct img_file *file, uint64_t off);
-/* A pinned slice of zeros, without reading: the bytes are new. */
+/* A pinned slice of zeros, without reading: the bytes are new, and all of
+ * them dirty.  What was there is forgotten. */
 int img_tcache_new_slice(struct img_tcache *cache, struct img_file *file,
                          uint64_t off, uint32_t len, uint32_t kind,
                          struct img_slice **slice, struct img_error *err);
@@ -55,7 +58,8 @@ bool img_tcache_is_full(struct img_tcache *cache);
 
 /* Everything dirty of one kind in file, copied out and marked clean but kept
  * in memory until img_stage_done.  The caller holds the lock that protects
- * the slices' bytes; writing needs no lock. */
+ * the slices' bytes; writing needs no lock.  -EBUSY: some of it was staged
+ * before and is not done. */
 struct img_stage;
 int img_tcache_stage(struct img_tcache *cache, struct img_file *file,
                      uint32_t kind, struct img_stage **stage,
@@ -65,8 +69,9 @@ int img_stage_write(struct img_stage *stage, struct img_error *err);
 /* written false: all of it is dirty again. */
 void img_stage_done(struct img_stage *stage, bool written);
 
-/* Forgets slices that lie in [off, off + len) of file, dirty or not; none is
- * pinned.  For tables that are no more. */
+/* Forgets slices that lie in [off, off + len) of file, dirty or not.  For
+ * tables that are no more.  If a stage holds some of them, they are not
+ * written any more, or have been when this returns. */
 void img_tcache_forget(struct img_tcache *cache, struct img_file *file,
                        uint64_t off, uint64_t len);
 #endif
