@@ -159,6 +159,9 @@ struct img_sink_ops {
     void (*free)(struct img_sink *);
     enum img_codec codec;       /* of packed clusters */
     uint32_t (*cluster_size)(const struct img_sink *);
+    /* Do these settings ask for an image that only the sink can write?
+     * NULL = never: the sink is for pipes. */
+    bool (*needed)(const struct img_create_options *);
 };
 
 struct img_format {

@@ -441,15 +441,18 @@ int img_copy(struct img_disk *const *from, size_t n_from, struct img_disk *to,
              const struct img_convert_options *opts,
              const struct img_job *job, struct img_error *err);
 
-/* Returns 0 = equal, 1 = they differ, first at *differ_at; strict also
- * compares size and allocation.  Without strict the longer disk's tail must
- * be zeros. */
+/* Returns 0 = equal, 1 = they differ, first at *differ_at; 2 = (strict only)
+ * the size differs (*differ_at is the smaller one), or one has nothing where
+ * the other one has data or zeros, first at *differ_at.  Without strict the
+ * longer disk's tail must be zeros. */
 int img_compare(struct img_disk *a, struct img_disk *b, bool strict,
                 const struct img_job *job, uint64_t *differ_at,
                 struct img_error *err);
 
 /* Moves everything above layer to_depth (at least 1) into that layer.
- * keep: leave the layers above as they are; else the top one is emptied. */
+ * keep: leave the layers above as they are; else the top one is emptied.
+ * With to_depth above 1 they stay as they are in any case, for an emptied top
+ * would show what the layers between have. */
 int img_commit(struct img_disk *disk, unsigned to_depth, bool keep,
                const struct img_job *job, struct img_error *err);
 

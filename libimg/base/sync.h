@@ -7,6 +7,7 @@
 #ifndef IMG_BASE_SYNC_H
 #define IMG_BASE_SYNC_H
 #include <pthread.h>
+#include <time.h>
 
 struct img_mutex { pthread_mutex_t m; };
 struct img_cond { pthread_cond_t c; };
@@ -45,6 +46,22 @@ static inline void img_cond_destroy(struct img_cond *c)
 static inline void img_wait(struct img_cond *c, struct img_mutex *m)
 {
     pthread_cond_wait(&c->c, &m->m);
+}
+
+/* Waits at most that long. */
+static inline void img_wait_ms(struct img_cond *c, struct img_mutex *m,
+                               unsigned ms)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    t.tv_sec += ms / 1000;
+    t.tv_nsec += (long)(ms % 1000) * 1000000;
+    if (t.tv_nsec >= 1000000000) {
+        t.tv_sec++;
+        t.tv_nsec -= 1000000000;
+    }
+    pthread_cond_clockwait(&c->c, &m->m, CLOCK_MONOTONIC, &t);
 }
 
 static inline void img_wake_all(struct img_cond *c)
