@@ -70,6 +70,9 @@ struct img_run {
     uint32_t host_max;          /* PACKED: at most this many bytes; the codec
                                    knows where its own data ends */
     enum img_codec codec;       /* PACKED; len then ends with the cluster */
+    uint32_t unpacked_min;      /* PACKED: the content may end after so many
+                                   bytes, zeros follow (QEMU packs the last
+                                   grain of a VMDK short); 0 = it is whole */
 };
 enum {
     IMG_RUN_EXACT = 1,          /* ask the file system for holes too */
@@ -147,7 +150,8 @@ struct img_bitmap_ops {
  * it for later, as the format needs. */
 struct img_sink;
 struct img_sink_ops {
-    /* write is called with consecutive bytes of the output. */
+    /* write is called with consecutive bytes of the output.  -ENOTSUP: the
+     * options ask for an image that is created and then written in place. */
     int (*begin)(struct img_build *,
                  int (*write)(void *opaque, const void *buf, size_t len,
                               struct img_error *), void *opaque,
@@ -178,6 +182,10 @@ struct img_format {
     int (*open)(struct img_layer *, const struct img_open_options *,
                 struct img_error *);
     void (*close)(struct img_layer *);
+    /* The layer below is open too: is it the one this image was made over?
+     * Called once after open, before any map; NULL = any will do. */
+    int (*check_base)(struct img_layer *, const struct img_layer *base,
+                      struct img_error *);
     int (*create)(struct img_build *, struct img_error *);
     /* Which codec -c uses in this image, and whether it has one at all.
      * NULL = -ENOTSUP. */
