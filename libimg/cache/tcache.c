@@ -515,8 +515,8 @@ bool img_tcache_is_full(struct img_tcache *c)
 /* The next changed run of e from *from on, small gaps included. */
 static bool next_run(const struct entry *e, uint32_t *from, uint32_t *len)
 {
-    uint32_t n = (uint32_t)img_div_up(e->slice.len, UNIT), i = *from / UNIT;
-    uint32_t first = n, last = 0;
+    uint32_t n = (uint32_t)img_div_up(e->slice.len, UNIT);
+    uint32_t i = (uint32_t)img_div_up(*from, UNIT), first = n, last = 0;
 
     for (; i < n; i++) {
         if (!(e->changed[i / 64] >> (i % 64) & 1))
