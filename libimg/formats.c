@@ -1,9 +1,11 @@
 /* The table of formats; the only file that names them all. */
 #include "format.h"
+#include "raw/raw.h"
 
 #include <string.h>
 
 const struct img_format *const img_formats[] = {
+    &img_raw,
     NULL
 };
 

@@ -64,6 +64,11 @@ static inline void img_wait_ms(struct img_cond *c, struct img_mutex *m,
     pthread_cond_clockwait(&c->c, &m->m, CLOCK_MONOTONIC, &t);
 }
 
+static inline void img_wake_one(struct img_cond *c)
+{
+    pthread_cond_signal(&c->c);
+}
+
 static inline void img_wake_all(struct img_cond *c)
 {
     pthread_cond_broadcast(&c->c);

@@ -9,8 +9,13 @@ struct img_chain {
     struct img_layer **layers;  /* [0] is the top */
     unsigned n;
     struct img_tcache *tables;
-    struct img_open_options opts;
-    /* ... core/chain.c's own fields may follow */
+    struct img_open_options opts;   /* its strings are NULL after open */
+    bool writable;              /* some layer is */
+    bool from_fd;               /* the top came as a descriptor: its path is
+                                   for messages only */
+    bool backing_given;         /* by the caller, not by the image */
+    uint32_t align;             /* the widest of any file; 1 = none cares */
+    unsigned room;              /* of layers[] */
 };
 
 /* Takes fd over if it is not -1; path then is its name in messages. */
@@ -20,10 +25,39 @@ int img_chain_open(const char *path, int fd,
 /* Closes all layers; the first error of writing back is returned. */
 int img_chain_close(struct img_chain *chain, struct img_error *err);
 
+/* Opens layer `depth` anew, for writing or no longer for writing (commit).
+ * No request may be in flight.  On failure the layer is as it was. */
+int img_chain_reopen(struct img_chain *chain, unsigned depth, bool writable,
+                     struct img_error *err);
+
+/* The format that the file most probably has; raw when nothing else. */
+int img_chain_probe(struct img_file *file, const struct img_format **format,
+                    struct img_error *err);
+
 /* The longest run from off with one answer, looking at layers from..n-1.
- * Beyond the end of a lower layer is ZERO.  *depth is the layer that
- * answered; n where none has it (kind ABSENT: reads as zeros). */
+ * Beyond the end of a lower layer is ZERO, of that layer.  *depth is the
+ * layer that answered; n where none has it (kind ABSENT: reads as zeros). */
 int img_chain_map(struct img_chain *chain, unsigned from, uint64_t off,
                   uint64_t len, unsigned flags, struct img_run *run,
                   unsigned *depth, struct img_error *err);
+
+/* The runs of [off, end) one after the other, each as long as it gets; a run
+ * is looked up once. */
+struct img_cursor {
+    struct img_chain *chain;
+    unsigned from, flags;
+    uint64_t off, end;
+    bool ahead;                 /* next is the run at off */
+    struct img_run next;
+    unsigned next_depth;
+};
+void img_cursor_init(struct img_cursor *c, struct img_chain *chain,
+                     unsigned from, uint64_t off, uint64_t len,
+                     unsigned flags);
+int img_cursor_next(struct img_cursor *c, struct img_run *run,
+                    unsigned *depth, struct img_error *err);
+
+/* Corruption was met in this layer: it is not written any more. */
+void img_layer_break(struct img_layer *layer);
+bool img_layer_is_broken(const struct img_layer *layer);
 #endif

@@ -4,11 +4,22 @@
 #include "core/io.h"
 #include "base/sync.h"
 
+struct img_crew;
+
 struct img_disk {
     struct img_rwlock structure;    /* requests: shared; changes of layers,
                                        sizes, snapshots: exclusive */
     struct img_io io;
     struct img_chain *chain;
     char *path;
+    struct img_mutex crew_lock;     /* guards crew */
+    struct img_crew *crew;          /* the queues' helpers; NULL = none yet */
 };
+
+/* opts are complete (img_options_take).  Takes fd over if it is not -1. */
+int img_disk_open(const char *path, int fd,
+                  const struct img_open_options *opts,
+                  struct img_disk **disk, struct img_error *err);
+/* core/queue.c: ends the helpers.  NULL is fine. */
+void img_crew_end(struct img_crew *crew);
 #endif

@@ -5,12 +5,20 @@
 #include "core/chain.h"
 #include "core/range.h"
 
+struct img_packer;
+
 /* What requests share; part of struct img_disk. */
 struct img_io {
     struct img_chain *chain;
     struct img_ranges ranges;
     struct img_zcache *inflated;
+    struct img_mutex pack_lock;
+    struct img_packer *packer;  /* one that nobody uses; may be NULL */
+    enum img_codec packer_codec;
 };
+
+int img_io_init(struct img_io *, struct img_chain *, struct img_error *);
+void img_io_destroy(struct img_io *);
 
 /* Reads what layers from..n-1 show. */
 int img_io_read(struct img_io *, unsigned from, const struct iovec *, int n,
@@ -20,8 +28,12 @@ int img_io_write(struct img_io *, unsigned to, const struct iovec *, int n,
                  uint64_t off, unsigned flags, struct img_error *);
 int img_io_zero(struct img_io *, unsigned to, uint64_t off, uint64_t len,
                 unsigned flags, struct img_error *);
+/* The range is block aligned or ends with the layer. */
 int img_io_unmap(struct img_io *, unsigned to, uint64_t off, uint64_t len,
                  enum img_unmap, struct img_error *);
+/* Any alignment: only whole blocks are given back. */
+int img_io_discard(struct img_io *, unsigned to, uint64_t off, uint64_t len,
+                   struct img_error *);
 int img_io_flush(struct img_io *, unsigned to, struct img_error *);
 
 /* One packed cluster into layer `to`: the three steps apart, so that convert

@@ -1,0 +1,465 @@
+/* Images in the making: options resolved, backing file looked at, outputs
+ * begun; all files get their names together at the end.
+ *
+ * Settings named "size", "backing_file" and "backing_fmt" are the options of
+ * that meaning in qemu-img's -o form; what has a field of its own in
+ * struct img_create_options is taken from there first.
+ */
+#include "core/create.h"
+#include "core/chain.h"
+#include "core/disk.h"
+#include "core/path.h"
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "base/error.h"
+#include "base/options.h"
+#include "base/strings.h"
+#include "file/file.h"
+
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+
+struct extra {
+    struct img_output *out;     /* NULL = it was there already */
+    struct img_file *file;
+    char *name;                 /* as the image has it */
+};
+
+struct making {
+    struct img_making pub;
+    struct img_create_options opts;
+    struct img_output *out;
+    struct img_chain *backing;
+    struct extra *extras;
+    size_t n_extras;
+    bool is_stream;
+};
+
+/* ---- options ----------------------------------------------------------- */
+
+static int check_options(struct making *m, struct img_error *err)
+{
+    struct img_create_options *o = &m->opts;
+    const char *text;
+    int r = 0;
+
+    if (!o->format)
+        return img_fail(err, EINVAL, "%s: no format was given",
+                        m->pub.build.path);
+    m->pub.format = img_format_find(o->format);
+    if (!m->pub.format)
+        return img_fail(err, ENOTSUP, "Unknown file format '%s'", o->format);
+    if (!(m->pub.format->info.features & IMG_CAN_CREATE))
+        return img_fail(err, ENOTSUP, "Format '%s' cannot be created",
+                        o->format);
+    r = img_settings_check(o->settings, m->pub.format->info.create_options,
+                           o->format, err);
+    text = img_setting(o->settings, "size");
+    if (r == 0 && text && !o->has_size && !o->disk_size) {
+        r = img_setting_size(o->settings, "size", &o->disk_size, err);
+        o->has_size = true;
+    }
+    if (!o->backing)
+        o->backing = img_setting(o->settings, "backing_file");
+    if (!o->backing_format)
+        o->backing_format = img_setting(o->settings, "backing_fmt");
+    if (o->backing && !*o->backing)
+        o->backing = NULL;
+    if (!o->backing)
+        o->backing_format = NULL;
+    if (r == 0 && o->backing &&
+        !(m->pub.format->info.features & IMG_CAN_BACK))
+        r = img_fail(err, ENOTSUP, "Backing file not supported for file "
+                     "format '%s'", o->format);
+    if (r == 0 && o->backing_format && !img_format_find(o->backing_format))
+        r = img_fail(err, ENOTSUP, "Unknown backing file format '%s'",
+                     o->backing_format);
+    return r;
+}
+
+/* ---- the backing file -------------------------------------------------- */
+
+static bool is_file(const struct img_file *f, const struct stat *st)
+{
+    if (S_ISBLK(st->st_mode))
+        return f->is_device && f->device == st->st_rdev;
+    return !f->is_device && f->device == st->st_dev &&
+           f->inode == st->st_ino;
+}
+
+static int refuse_itself(const struct making *m, struct img_error *err)
+{
+    const char *path = m->pub.build.path;
+    const struct img_chain *c = m->backing;
+    struct stat st;
+
+    if (m->is_stream || stat(path, &st) < 0)
+        return 0;
+    for (unsigned d = 0; d < c->n; d++)
+        for (unsigned i = 0; i < c->layers[d]->n_files; i++)
+            if (c->layers[d]->files[i] &&
+                is_file(c->layers[d]->files[i], &st))
+                return img_fail(err, EINVAL, "%s: is a backing file of the "
+                                "new image itself", path);
+    return 0;
+}
+
+static int open_backing(struct making *m, struct img_error *err)
+{
+    struct img_open_options opts = IMG_OPEN_OPTIONS;
+    img_autofree char *path = NULL;
+    int r;
+
+    if (img_path_has_protocol(m->opts.backing) &&
+        strncmp(m->opts.backing, "file:", 5))
+        return img_fail(err, ENOTSUP, "%s: the backing file '%s' is not a "
+                        "plain file", m->pub.build.path, m->opts.backing);
+    path = img_path_beside(m->pub.build.path, m->opts.backing);
+    if (!path)
+        return img_fail_nomem(err);
+    opts.flags = IMG_OPEN_PROBE | IMG_OPEN_PROBE_BACKING;
+    opts.format = m->opts.backing_format;
+    r = img_chain_open(path, -1, &opts, &m->backing, err);
+    return r < 0 ? r : refuse_itself(m, err);
+}
+
+/* -u: the file need not be there, but a format has to be known. */
+static int guess_backing_format(struct making *m, struct img_error *err)
+{
+    img_autofree char *path = img_path_beside(m->pub.build.path,
+                                              m->opts.backing);
+    int r;
+
+    if (!path)
+        return img_fail_nomem(err);
+    r = img_probe(path, &m->opts.backing_format, NULL);
+    if (r < 0)
+        r = img_fail(err, EINVAL, "%s: the format of its backing file '%s' "
+                     "was not given and cannot be found out",
+                     m->pub.build.path, m->opts.backing);
+    return r;
+}
+
+static int resolve(struct making *m, struct img_error *err)
+{
+    struct img_create_options *o = &m->opts;
+    int r = check_options(m, err);
+
+    if (r == 0 && o->backing) {
+        if (!(o->flags & IMG_CREATE_NO_OPEN_BACKING))
+            r = open_backing(m, err);
+        else if (!o->backing_format)
+            r = guess_backing_format(m, err);
+    }
+    if (r < 0)
+        return r;
+    if (m->backing) {
+        const struct img_layer *l = m->backing->layers[0];
+
+        m->pub.build.backing = l;
+        if (!o->backing_format)
+            o->backing_format = l->format->info.name;
+        if (!o->disk_size && !o->has_size)
+            o->disk_size = l->size;
+    } else if (!o->disk_size && !o->has_size) {
+        return img_fail(err, EINVAL, "%s: Image creation needs a size "
+                        "parameter", m->pub.build.path);
+    }
+    o->has_size = true;
+    if (o->disk_size > INT64_MAX - (UINT64_C(1) << 30))
+        return img_fail(err, EFBIG, "%s: Image size must be less than 8 EiB!",
+                        m->pub.build.path);
+    return 0;
+}
+
+/* ---- files ------------------------------------------------------------- */
+
+static unsigned output_flags(const struct making *m)
+{
+    return (m->opts.flags & IMG_CREATE_IN_PLACE ? IMG_OUTPUT_IN_PLACE : 0) |
+           (m->opts.flags & IMG_CREATE_NO_SYNC ? IMG_OUTPUT_NO_SYNC : 0);
+}
+
+static int keep_extra(struct making *m, const char *name,
+                      struct img_output *out, struct img_file *file,
+                      struct img_error *err)
+{
+    struct extra *more = realloc(m->extras,
+                                 (m->n_extras + 1) * sizeof *more);
+    char *copy = strdup(name);
+
+    if (more)
+        m->extras = more;
+    if (!more || !copy) {
+        free(copy);
+        return img_fail_nomem(err);
+    }
+    more[m->n_extras++] = (struct extra){ out, file, copy };
+    return 0;
+}
+
+static int build_add_file(struct img_build *b, const char *name,
+                          struct img_file **file, struct img_error *err)
+{
+    struct making *m = b->core;
+    img_autofree char *path = img_path_beside(b->path, name);
+    struct img_output *out = NULL;
+    int r;
+
+    if (!path)
+        return img_fail_nomem(err);
+    r = img_output_begin(path, output_flags(m), &out, err);
+    if (r == 0)
+        r = keep_extra(m, name, out, img_output_file(out), err);
+    if (r < 0) {
+        img_output_abandon(out);
+        return r;
+    }
+    *file = img_output_file(out);
+    return 0;
+}
+
+static int build_open_file(struct img_build *b, const char *name,
+                           bool writable, struct img_file **file,
+                           struct img_error *err)
+{
+    unsigned flags = writable ? IMG_FILE_WRITE : 0;
+    unsigned perm = IMG_PERM_READ;
+    struct making *m = b->core;
+    img_autofree char *path = img_path_beside(b->path, name);
+    struct img_file *f = NULL;
+    int r;
+
+    if (!path)
+        return img_fail_nomem(err);
+    if (writable)
+        perm |= IMG_PERM_WRITE | IMG_PERM_RESIZE;
+    r = img_file_open(path, flags, &f, err);
+    if (r == 0)
+        r = img_file_lock(f, perm, IMG_PERM_READ | IMG_PERM_WRITE_UNCHANGED,
+                          err);
+    if (r == 0)
+        r = keep_extra(m, name, NULL, f, err);
+    if (r < 0) {
+        img_file_close(f);
+        return r;
+    }
+    *file = f;
+    return 0;
+}
+
+/* ---- making ------------------------------------------------------------ */
+
+static struct making *making_new(const char *path, struct img_error *err)
+{
+    struct making *m = calloc(1, sizeof *m);
+
+    if (m)
+        m->pub.build.path = strdup(path ? path : "-");
+    if (!m || !m->pub.build.path) {
+        free(m);
+        img_fail_nomem(err);
+        return NULL;
+    }
+    m->is_stream = !path;
+    m->pub.build.opts = &m->opts;
+    m->pub.build.add_file = build_add_file;
+    m->pub.build.open_file = build_open_file;
+    m->pub.build.core = m;
+    return m;
+}
+
+static int begin(struct making *m, const struct img_create_options *opts,
+                 struct img_error *err)
+{
+    int r = img_options_take(&m->opts, sizeof m->opts, opts, err);
+
+    if (r == 0)
+        r = resolve(m, err);
+    if (r < 0 || m->is_stream)
+        return r;
+    r = img_output_begin(m->pub.build.path, output_flags(m), &m->out, err);
+    if (r == 0)
+        m->pub.build.file = img_output_file(m->out);
+    return r;
+}
+
+int img_making_begin(const char *path, const struct img_create_options *opts,
+                     struct img_making **making, struct img_error *err)
+{
+    struct making *m = making_new(path, err);
+    int r;
+
+    if (!m)
+        return -ENOMEM;
+    r = begin(m, opts, err);
+    if (r < 0) {
+        img_making_abandon(&m->pub);
+        return r;
+    }
+    *making = &m->pub;
+    return 0;
+}
+
+int img_making_create(struct img_making *making, struct img_error *err)
+{
+    if (!making->format->create)
+        return img_fail(err, ENOTSUP, "%s: format %s can only be written "
+                        "from front to back", making->build.path,
+                        making->format->info.name);
+    return making->format->create(&making->build, err);
+}
+
+/* The files that have no name yet are found here, all others beside. */
+static int resolve_made(void *opaque, const char *referrer, const char *name,
+                        bool writable)
+{
+    const struct making *m = opaque;
+    img_autofree char *path = NULL;
+    int fd = -1;
+
+    for (size_t i = 0; i < m->n_extras; i++)
+        if (!strcmp(m->extras[i].name, name) && m->extras[i].file->fd >= 0) {
+            fd = fcntl(m->extras[i].file->fd, F_DUPFD_CLOEXEC, 3);
+            return fd < 0 ? -errno : fd;
+        }
+    if (img_path_has_protocol(name) && strncmp(name, "file:", 5))
+        return -ENOTSUP;
+    path = img_path_beside(strcmp(referrer, "") ? referrer
+                                                : m->pub.build.path, name);
+    if (!path)
+        return -ENOMEM;
+    fd = open(path, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK);
+    return fd < 0 ? -errno : fd;
+}
+
+int img_making_open(struct img_making *making, struct img_disk **disk,
+                    struct img_error *err)
+{
+    struct making *m = making->build.core;
+    struct img_open_options opts = IMG_OPEN_OPTIONS;
+    int fd = fcntl(making->build.file->fd, F_DUPFD_CLOEXEC, 3);
+
+    if (fd < 0)
+        return img_fail_errno(err, errno, "%s", making->build.path);
+    opts.flags = IMG_OPEN_WRITE | IMG_OPEN_UNMAP | IMG_OPEN_PROBE_BACKING;
+    opts.format = making->format->info.name;
+    opts.resolve = resolve_made;
+    opts.resolve_opaque = m;
+    if (m->opts.flags & IMG_CREATE_NO_SYNC)
+        opts.flags |= IMG_OPEN_NO_SYNC;
+    if (m->opts.flags & IMG_CREATE_NO_OPEN_BACKING)
+        opts.flags |= IMG_OPEN_NO_BACKING;
+    return img_disk_open(making->build.path, fd, &opts, disk, err);
+}
+
+static void making_free(struct making *m)
+{
+    for (size_t i = 0; i < m->n_extras; i++) {
+        if (m->extras[i].out)
+            img_output_abandon(m->extras[i].out);
+        else
+            img_file_close(m->extras[i].file);
+        free(m->extras[i].name);
+    }
+    free(m->extras);
+    img_output_abandon(m->out);
+    if (m->backing)
+        img_chain_close(m->backing, NULL);
+    free((char *)m->pub.build.path);
+    free(m);
+}
+
+/* What it refers to first, the image itself last: an image that is there has
+ * all its files. */
+static int finish(struct making *m, struct img_error *err)
+{
+    struct img_output *out = m->out;
+    int r = 0;
+
+    for (size_t i = 0; i < m->n_extras && r == 0; i++) {
+        struct img_output *extra = m->extras[i].out;
+
+        if (!extra) {
+            r = m->opts.flags & IMG_CREATE_NO_SYNC
+                ? 0 : img_file_sync(m->extras[i].file, err);
+            continue;
+        }
+        m->extras[i].out = NULL;
+        m->extras[i].file = NULL;
+        r = img_output_finish(extra, err);
+    }
+    if (r < 0 || !out)
+        return r;
+    m->out = NULL;
+    return img_output_finish(out, err);
+}
+
+int img_making_finish(struct img_making *making, struct img_error *err)
+{
+    struct making *m = making->build.core;
+    int r = finish(m, err);
+
+    making_free(m);
+    return r;
+}
+
+void img_making_abandon(struct img_making *making)
+{
+    if (making)
+        making_free(making->build.core);
+}
+
+int img_create(const char *path, const struct img_create_options *opts,
+               struct img_error *err)
+{
+    struct img_making *m;
+    int r = img_making_begin(path, opts, &m, err);
+
+    if (r < 0)
+        return r;
+    r = img_making_create(m, err);
+    if (r < 0) {
+        img_making_abandon(m);
+        return r;
+    }
+    return img_making_finish(m, err);
+}
+
+/* ---- what would be made ------------------------------------------------ */
+
+int img_create_resolve(const char *path, const struct img_create_options *opts,
+                       char ***settings, struct img_error *err)
+{
+    struct making *m = making_new(path, err);
+    struct img_strings out = { NULL, 0 };
+    int r;
+
+    if (!m)
+        return -ENOMEM;
+    r = img_options_take(&m->opts, sizeof m->opts, opts, err);
+    if (r == 0)
+        r = resolve(m, err);
+    if (r == 0 && m->pub.format->defaults)
+        r = m->pub.format->defaults(&m->opts, &out, err);
+    else if (r == 0)
+        r = img_strings_addf(&out, err, "size=%llu",
+                             (unsigned long long)m->opts.disk_size);
+    making_free(m);
+    if (r < 0) {
+        img_strings_free(&out);
+        return r;
+    }
+    *settings = out.list;
+    return 0;
+}
+
+void img_settings_free(char **settings)
+{
+    for (size_t i = 0; settings && settings[i]; i++)
+        free(settings[i]);
+    free(settings);
+}

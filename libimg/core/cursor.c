@@ -1,0 +1,142 @@
+/* Where guest bytes are, through all layers.
+ *
+ * One step asks the layers from the top down until one knows; each answer
+ * shortens what the next layer is asked for.  Steps that continue each other
+ * are joined.  Nothing is allocated and nothing recurses, so that the cost of
+ * a deep chain is its map calls and no more.
+ */
+#include "core/chain.h"
+#include "base/checked.h"
+#include "base/error.h"
+
+void img_layer_break(struct img_layer *layer)
+{
+    __atomic_store_n(&layer->broken, true, __ATOMIC_RELAXED);
+}
+
+bool img_layer_is_broken(const struct img_layer *layer)
+{
+    return __atomic_load_n(&layer->broken, __ATOMIC_RELAXED);
+}
+
+static int ask(struct img_layer *l, uint64_t off, uint64_t len,
+               unsigned flags, struct img_run *run, struct img_error *err)
+{
+    int r = l->format->map(l, off, len, flags, run, err);
+
+    if (r == -IMG_ECORRUPT && l->writable)
+        img_layer_break(l);
+    if (r < 0)
+        return r;
+    if (run->off != off || !run->len || run->len > len ||
+        ((run->kind == IMG_RUN_DATA || run->kind == IMG_RUN_PACKED) &&
+         (run->file >= l->n_files || !l->files[run->file])))
+        return img_fail(err, EIO, "%s: no place is known for the %llu bytes "
+                        "at %llu", l->path, (unsigned long long)len,
+                        (unsigned long long)off);
+    return 0;
+}
+
+/* The run at off as far as one answer of each layer reaches. */
+static int step(struct img_chain *c, unsigned from, uint64_t off,
+                uint64_t len, unsigned flags, struct img_run *run,
+                unsigned *depth, struct img_error *err)
+{
+    for (unsigned d = from; d < c->n; d++) {
+        struct img_layer *l = c->layers[d];
+        int r;
+
+        *depth = d;
+        if (off >= l->size) {
+            *run = (struct img_run){
+                .off = off, .len = len, .kind = IMG_RUN_ZERO,
+                .host = UINT64_MAX,
+            };
+            return 0;
+        }
+        r = ask(l, off, IMG_MIN(len, l->size - off), flags, run, err);
+        if (r < 0 || run->kind != IMG_RUN_ABSENT)
+            return r;
+        len = run->len;
+    }
+    *depth = c->n;
+    *run = (struct img_run){
+        .off = off, .len = len, .kind = IMG_RUN_ABSENT, .host = UINT64_MAX,
+    };
+    return 0;
+}
+
+/* Does b go on where a ends? */
+static bool continues(const struct img_run *a, unsigned a_depth,
+                      const struct img_run *b, unsigned b_depth)
+{
+    if (a->kind != b->kind || a_depth != b_depth)
+        return false;
+    switch (a->kind) {
+    case IMG_RUN_ABSENT:
+        return true;
+    case IMG_RUN_PACKED:
+        return false;
+    case IMG_RUN_ZERO:
+        if (a->host == UINT64_MAX || b->host == UINT64_MAX)
+            return a->host == b->host;
+        break;
+    case IMG_RUN_DATA:
+        break;
+    }
+    return a->file == b->file && a->host + a->len == b->host;
+}
+
+void img_cursor_init(struct img_cursor *c, struct img_chain *chain,
+                     unsigned from, uint64_t off, uint64_t len,
+                     unsigned flags)
+{
+    c->chain = chain;
+    c->from = from;
+    c->flags = flags;
+    c->off = off;
+    c->end = off + len;
+    c->ahead = false;
+}
+
+int img_cursor_next(struct img_cursor *c, struct img_run *run,
+                    unsigned *depth, struct img_error *err)
+{
+    int r;
+
+    if (c->ahead) {
+        *run = c->next;
+        *depth = c->next_depth;
+        c->ahead = false;
+    } else {
+        r = step(c->chain, c->from, c->off, c->end - c->off, c->flags, run,
+                 depth, err);
+        if (r < 0)
+            return r;
+    }
+    c->off = run->off + run->len;
+    while (c->off < c->end && run->kind != IMG_RUN_PACKED) {
+        /* What is wrong further on is reported when its turn comes. */
+        r = step(c->chain, c->from, c->off, c->end - c->off, c->flags,
+                 &c->next, &c->next_depth, NULL);
+        if (r < 0)
+            break;
+        if (!continues(run, *depth, &c->next, c->next_depth)) {
+            c->ahead = true;
+            break;
+        }
+        run->len += c->next.len;
+        c->off += c->next.len;
+    }
+    return 0;
+}
+
+int img_chain_map(struct img_chain *chain, unsigned from, uint64_t off,
+                  uint64_t len, unsigned flags, struct img_run *run,
+                  unsigned *depth, struct img_error *err)
+{
+    struct img_cursor c;
+
+    img_cursor_init(&c, chain, from, off, len, flags);
+    return img_cursor_next(&c, run, depth, err);
+}

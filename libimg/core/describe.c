@@ -1,0 +1,158 @@
+/* Telling what a disk is made of: img_map and img_info_get. */
+#include "core/disk.h"
+#include "core/path.h"
+#include "base/checked.h"
+#include "base/error.h"
+#include "base/info.h"
+#include "file/file.h"
+
+#include <stdlib.h>
+
+/* ---- what is where ----------------------------------------------------- */
+
+static void to_extent(const struct img_run *run, unsigned depth,
+                      struct img_extent *e)
+{
+    static const enum img_kind kinds[] = {
+        [IMG_RUN_ABSENT] = IMG_HOLE, [IMG_RUN_ZERO] = IMG_ZEROS,
+        [IMG_RUN_DATA] = IMG_DATA, [IMG_RUN_PACKED] = IMG_COMPRESSED,
+    };
+
+    *e = (struct img_extent){
+        .off = run->off, .len = run->len, .kind = kinds[run->kind],
+        .depth = depth, .file = run->file, .host_off = UINT64_MAX,
+    };
+    if (run->kind == IMG_RUN_DATA || run->kind == IMG_RUN_ZERO)
+        e->host_off = run->host;
+}
+
+/* Packed clusters have no place of their own in the answer, so that those
+ * that follow each other are one extent. */
+static void join_packed(struct img_cursor *c, struct img_extent *e)
+{
+    while (c->off < c->end) {
+        struct img_run run;
+        unsigned depth;
+
+        if (img_cursor_next(c, &run, &depth, NULL) < 0 ||
+            run.kind != IMG_RUN_PACKED || depth != e->depth ||
+            run.file != e->file)
+            break;
+        e->len += run.len;
+    }
+}
+
+static int map(struct img_disk *d, uint64_t off, uint64_t len,
+               unsigned flags, struct img_extent *e, struct img_error *err)
+{
+    struct img_chain view = *d->chain;
+    struct img_cursor c;
+    struct img_run run;
+    unsigned depth;
+    int r;
+
+    if (!len || !img_inside(off, len, view.layers[0]->size))
+        return img_fail(err, EINVAL, "%s: mapping %llu bytes at %llu: the "
+                        "disk has %llu", d->path, (unsigned long long)len,
+                        (unsigned long long)off,
+                        (unsigned long long)view.layers[0]->size);
+    if (flags & IMG_MAP_TOP)
+        view.n = 1;
+    img_cursor_init(&c, &view, 0, off, len,
+                    flags & IMG_MAP_EXACT ? IMG_RUN_EXACT : 0);
+    r = img_cursor_next(&c, &run, &depth, err);
+    if (r < 0)
+        return r;
+    to_extent(&run, depth, e);
+    if (run.kind == IMG_RUN_PACKED)
+        join_packed(&c, e);
+    return 0;
+}
+
+/* No range is locked: formats answer each map call from one consistent state,
+ * and what is said may be old by the time that it arrives. */
+int img_map(struct img_disk *d, uint64_t off, uint64_t len, unsigned flags,
+            struct img_extent *extent, struct img_error *err)
+{
+    int r;
+
+    img_read_lock(&d->structure);
+    r = map(d, off, len, flags, extent, err);
+    img_rw_unlock(&d->structure);
+    return r;
+}
+
+/* ---- what it is -------------------------------------------------------- */
+
+static int backing_path(const struct img_chain *c, unsigned depth,
+                        struct img_info *info, struct img_error *err)
+{
+    const struct img_layer *l = c->layers[depth];
+    char *path;
+    int r;
+
+    if (depth + 1 < c->n)
+        return img_info_text(&info->backing_path, c->layers[depth + 1]->path,
+                             err);
+    if (!l->backing)
+        return 0;
+    path = img_path_beside(l->path, l->backing);
+    if (!path)
+        return img_fail_nomem(err);
+    r = img_info_text(&info->backing_path, path, err);
+    free(path);
+    return r;
+}
+
+static int describe(const struct img_chain *c, unsigned depth,
+                    struct img_info *info, struct img_error *err)
+{
+    struct img_layer *l = c->layers[depth];
+    int r;
+
+    info->size = l->size;
+    for (unsigned i = 0; i < l->n_files; i++)
+        if (l->files[i])
+            info->allocated += img_file_allocated(l->files[i]);
+    r = img_file_size(l->files[0], &info->file_length, err);
+    if (r == 0)
+        r = img_info_text(&info->path, l->path, err);
+    if (r == 0)
+        r = img_info_text(&info->format, l->format->info.name, err);
+    if (r == 0)
+        r = img_info_text(&info->backing, l->backing, err);
+    if (r == 0)
+        r = img_info_text(&info->backing_format, l->backing_format, err);
+    if (r == 0)
+        r = backing_path(c, depth, info, err);
+    if (r == 0 && l->format->describe)
+        r = l->format->describe(l, info, err);
+    return r;
+}
+
+int img_info_get(struct img_disk *d, struct img_info **info,
+                 struct img_error *err)
+{
+    struct img_info *below = NULL;
+    int r = 0;
+
+    img_read_lock(&d->structure);
+    for (unsigned depth = d->chain->n; depth-- > 0 && r == 0;) {
+        struct img_info *i = img_info_new();
+
+        if (!i) {
+            r = img_fail_nomem(err);
+            break;
+        }
+        i->below = below;
+        below = i;
+        r = describe(d->chain, depth, i, err);
+    }
+    img_rw_unlock(&d->structure);
+    if (r < 0) {
+        img_info_free(below);
+        return r;
+    }
+    *info = below;
+    return 0;
+}
