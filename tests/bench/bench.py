@@ -1,0 +1,223 @@
+#!/usr/bin/env python3
+"""make bench: vimg and qemu-img in turn, on a realistic disk in memory.
+
+    make bench [ROW=name,...] [SIZE=4G] [RUNS=3]
+
+Each row is run A B A B ...; the table has medians of wall time, CPU time
+(user and system), peak memory and size of the output, and the ratio vimg /
+qemu-img of the wall times.  What either made is opened by qemu-img and
+compared with the source.
+"""
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+VIMG = os.environ.get("VIMG", "vimg")
+PEER = os.environ.get("PEER", "qemu-img")
+MIB = 1 << 20
+
+
+def size_of(text):
+    number, unit = re.fullmatch(r"(\d+)([KMGT]?)", text).groups()
+    return int(number) << {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[unit]
+
+
+SIZE = size_of(os.environ.get("SIZE") or "4G")
+RUNS = int(os.environ.get("RUNS") or 3)
+
+
+def convert(source, target, *options):
+    """Arguments that turn the source, a name of INPUTS, into {out}."""
+    return ["convert", "-f", INPUTS[source][0], "-O", target, *options,
+            "{%s}" % source, "{out}"]
+
+
+# name -> format, how qemu-img makes it from the raw disk
+INPUTS = {
+    "raw": ("raw", None),
+    "qcow2": ("qcow2", ["-O", "qcow2"]),
+    "zlib": ("qcow2", ["-O", "qcow2", "-c", "-W", "-m", "16"]),
+    "zstd": ("qcow2", ["-O", "qcow2", "-c", "-o", "compression_type=zstd",
+                       "-W", "-m", "16"]),
+    "vdi": ("vdi", ["-O", "vdi"]),
+    "vmdk": ("vmdk", ["-O", "vmdk"]),
+}
+ZSTD = ["-c", "-o", "compression_type=zstd"]
+STREAM = ["-o", "subformat=streamOptimized"]
+# name, arguments of both, arguments of the peer where they differ, format of
+# the output (None: there is none)
+ROWS = [
+    ("raw-qcow2", convert("raw", "qcow2"), None, "qcow2"),
+    ("qcow2-raw", convert("qcow2", "raw"), None, "raw"),
+    ("qcow2-qcow2", convert("qcow2", "qcow2"), None, "qcow2"),
+    ("raw-qcow2-c", convert("raw", "qcow2", "-c"), None, "qcow2"),
+    ("raw-qcow2-c-W", convert("raw", "qcow2", "-c"),
+     convert("raw", "qcow2", "-c", "-W", "-m", "16"), "qcow2"),
+    ("raw-qcow2-zstd", convert("raw", "qcow2", *ZSTD), None, "qcow2"),
+    ("raw-qcow2-zstd-W", convert("raw", "qcow2", *ZSTD),
+     convert("raw", "qcow2", *ZSTD, "-W", "-m", "16"), "qcow2"),
+    ("zlib-raw", convert("zlib", "raw"), None, "raw"),
+    ("zstd-raw", convert("zstd", "raw"), None, "raw"),
+    ("raw-vdi", convert("raw", "vdi"), None, "vdi"),
+    ("vdi-qcow2", convert("vdi", "qcow2"), None, "qcow2"),
+    ("raw-vmdk", convert("raw", "vmdk"), None, "vmdk"),
+    ("vmdk-qcow2", convert("vmdk", "qcow2"), None, "qcow2"),
+    ("raw-vmdk-stream", convert("raw", "vmdk", *STREAM), None, "vmdk"),
+    ("compare", ["compare", "-f", "raw", "-F", "qcow2", "{raw}", "{qcow2}"],
+     None, None),
+    ("check", ["check", "-f", "qcow2", "{qcow2}"], None, None),
+    ("map", ["map", "-f", "qcow2", "--output=json", "{qcow2}"], None, None),
+]
+
+
+def run(argv):
+    """Wall seconds, CPU seconds, peak KiB."""
+    began = time.monotonic()
+    with open(os.devnull, "r+b") as null:
+        pid = os.posix_spawnp(argv[0], argv, os.environ, file_actions=[
+            (os.POSIX_SPAWN_DUP2, null.fileno(), 0),
+            (os.POSIX_SPAWN_DUP2, null.fileno(), 1)])
+        _, status, usage = os.wait4(pid, 0)
+    took = time.monotonic() - began
+    if status:
+        sys.exit("bench: %s: exit %d" % (" ".join(argv),
+                                         os.waitstatus_to_exitcode(status)))
+    return took, usage.ru_utime + usage.ru_stime, usage.ru_maxrss
+
+
+def quiet(*argv):
+    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+
+
+def make_disk(path, folder):
+    """GPT, one ext4 with real files to 55 % of the disk, the rest empty."""
+    stage = os.path.join(folder, "stage")
+    room, copied = SIZE * 55 // 100, 0
+    for top in ("/usr/bin", "/usr/lib", "/usr/share", "/usr/include",
+                "/usr/sbin", "/opt", "/var/lib"):
+        for where, subs, names in os.walk(top):
+            subs.sort()
+            for name in sorted(names):
+                source = os.path.join(where, name)
+                if os.path.islink(source) or not os.path.isfile(source):
+                    continue
+                length = os.path.getsize(source)
+                if copied + length > room or length > 64 * MIB:
+                    continue
+                target = stage + source
+                os.makedirs(os.path.dirname(target), exist_ok=True)
+                try:
+                    shutil.copyfile(source, target)
+                except OSError:
+                    continue
+                copied += length
+    with open(path, "wb") as disk:
+        disk.truncate(SIZE)
+    start = MIB
+    subprocess.run(["sfdisk", "-q", path], check=True,
+                   input=b"label: gpt\nfirst-lba: 2048\nstart=2048, size=%d\n"
+                   % ((SIZE - 4 * MIB) // 512))
+    quiet("mke2fs", "-q", "-F", "-t", "ext4", "-d", stage, "-E",
+          "offset=%d" % start, path, "%dk" % ((SIZE - 4 * MIB) // 1024))
+    shutil.rmtree(stage)
+    return copied
+
+
+def human(count):
+    return "%.1f MiB" % (count / MIB)
+
+
+class Bench:
+    def __init__(self, folder):
+        self.paths = {"raw": os.path.join(folder, "disk.raw")}
+        self.out = os.path.join(folder, "out")
+        self.folder = folder
+        copied = make_disk(self.paths["raw"], folder)
+        print("disk: %s, %s of files, %s allocated; %d runs each" % (
+            human(SIZE), human(copied),
+            human(os.stat(self.paths["raw"]).st_blocks * 512), RUNS))
+        print("%-17s %8s %8s %6s   %13s   %17s   %21s" % (
+            "row", "vimg s", "peer s", "ratio", "CPU s", "memory MiB",
+            "output MiB"))
+
+    def need(self, argv):
+        for name, (_, how) in INPUTS.items():
+            if name not in self.paths and "{%s}" % name in argv:
+                path = os.path.join(self.folder, name)
+                quiet(PEER, "convert", "-f", "raw", *how, self.paths["raw"],
+                      path)
+                self.paths[name] = path
+
+    def remove_output(self):
+        if os.path.exists(self.out):
+            os.unlink(self.out)
+
+    def once(self, program, argv, output):
+        self.remove_output()
+        result = run([program] + [a.format(out=self.out, **self.paths)
+                                  for a in argv])
+        size = os.stat(self.out).st_blocks * 512 if output else 0
+        return result + (size,)
+
+    def verify(self, output):
+        if not output:
+            return
+        quiet(PEER, "compare", "-q", "-f", "raw", "-F", output,
+              self.paths["raw"], self.out)
+        if output in ("qcow2", "vdi"):
+            quiet(PEER, "check", "-q", "-f", output, self.out)
+
+    def row(self, name, argv, peer_argv, output):
+        peer_argv = peer_argv or argv
+        self.need(argv)
+        ours, theirs = [], []
+        for i in range(RUNS):
+            ours.append(self.once(VIMG, argv, output))
+            if i == 0:
+                self.verify(output)
+            theirs.append(self.once(PEER, peer_argv, output))
+            if i == 0:
+                self.verify(output)
+        self.remove_output()
+        a = [statistics.median(column) for column in zip(*ours)]
+        b = [statistics.median(column) for column in zip(*theirs)]
+        print("%-17s %8.3f %8.3f %6.2f   %6.2f %6.2f   %8.1f %8.1f   "
+              "%10.1f %10.1f" % (name, a[0], b[0], a[0] / b[0], a[1], b[1],
+                                 a[2] / 1024, b[2] / 1024, a[3] / MIB,
+                                 b[3] / MIB), flush=True)
+
+
+def folder_for(wanted):
+    """Memory, if there is enough of it."""
+    try:
+        room = os.statvfs("/dev/shm")
+        if room.f_bavail * room.f_frsize > wanted:
+            return "/dev/shm"
+    except OSError:
+        pass
+    print("bench: not enough room in /dev/shm; this is the disk's speed too")
+    return None
+
+
+def main():
+    names = [n for n in (os.environ.get("ROW") or "").split(",") if n]
+    known = [row[0] for row in ROWS]
+    for name in names:
+        if name not in known:
+            sys.exit("bench: no row %s; there are: %s" % (name,
+                                                          " ".join(known)))
+    with tempfile.TemporaryDirectory(prefix="vimg-bench.",
+                                     dir=folder_for(SIZE * 4)) as folder:
+        bench = Bench(folder)
+        for row in ROWS:
+            if not names or row[0] in names:
+                bench.row(*row)
+
+
+if __name__ == "__main__":
+    main()
