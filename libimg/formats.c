@@ -1,11 +1,13 @@
 /* The table of formats; the only file that names them all. */
 #include "format.h"
 #include "raw/raw.h"
+#include "vdi/vdi.h"
 
 #include <string.h>
 
 const struct img_format *const img_formats[] = {
     &img_raw,
+    &img_format_vdi,
     NULL
 };
 
