@@ -1,0 +1,82 @@
+/* A client's bytes over a plain socket. */
+#include <errno.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <time.h>
+#include "stream.h"
+
+int64_t nbd_now(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+bool nbd_stream_wait(const struct nbd_stream *s, short events)
+{
+    struct pollfd p = { .fd = s->fd, .events = events };
+
+    for (;;) {
+        int64_t left = s->deadline ? s->deadline - nbd_now() : -1;
+        int r;
+
+        if (s->deadline && left <= 0)
+            return false;
+        r = poll(&p, 1, (int)left);
+        if (r > 0)
+            return true;
+        if (r < 0 && errno != EINTR)
+            return false;
+    }
+}
+
+static ssize_t plain_recv(struct nbd_stream *s, void *buf, size_t len)
+{
+    for (;;) {
+        ssize_t r;
+
+        if (s->deadline && !nbd_stream_wait(s, POLLIN))
+            return -1;
+        r = recv(s->fd, buf, len, s->deadline ? MSG_DONTWAIT : 0);
+        if (r >= 0)
+            return r;
+        if (errno != EINTR && !(s->deadline && errno == EAGAIN))
+            return -1;
+    }
+}
+
+static bool plain_send(struct nbd_stream *s, struct iovec *iov, int n)
+{
+    int flags = MSG_NOSIGNAL | (s->deadline ? MSG_DONTWAIT : 0);
+
+    while (n > 0) {
+        struct msghdr m = { .msg_iov = iov, .msg_iovlen = (size_t)n };
+        ssize_t r;
+
+        if (s->deadline && !nbd_stream_wait(s, POLLOUT))
+            return false;
+        r = sendmsg(s->fd, &m, flags);
+        if (r < 0 && (errno == EINTR || (s->deadline && errno == EAGAIN)))
+            continue;
+        if (r < 0)
+            return false;
+        while (n > 0 && (size_t)r >= iov->iov_len) {
+            r -= (ssize_t)iov->iov_len;
+            iov++;
+            n--;
+        }
+        if (n > 0) {
+            iov->iov_base = (char *)iov->iov_base + r;
+            iov->iov_len -= (size_t)r;
+        }
+    }
+    return true;
+}
+
+void nbd_stream_plain(struct nbd_stream *s, int fd)
+{
+    *s = (struct nbd_stream){
+        .recv = plain_recv, .send = plain_send, .fd = fd
+    };
+}
