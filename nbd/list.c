@@ -204,7 +204,7 @@ static void print_blocks(const uint8_t *p)
 
 static int info(struct lister *l, const char *name)
 {
-    uint8_t wanted[4] = { 0, 1, 0, NBD_INFO_BLOCK_SIZE }, blocks[14];
+    uint8_t wanted[4] = { 0, 1, 0, NBD_INFO_BLOCK_SIZE }, blocks[14] = { 0 };
     bool has_blocks = false;
     int ret = ask(l, NBD_OPT_INFO, name, wanted, sizeof wanted);
 
