@@ -19,4 +19,6 @@ int img_zcache_read(struct img_zcache *cache, struct img_file *file,
 /* The cluster at host is no more, or is being written anew. */
 void img_zcache_forget(struct img_zcache *cache, struct img_file *file,
                        uint64_t host);
+/* Before file is closed. */
+void img_zcache_forget_file(struct img_zcache *cache, struct img_file *file);
 #endif
