@@ -1,0 +1,169 @@
+/* Converting to what can only be written from front to back. */
+#include "ops/convert.h"
+#include "base/checked.h"
+#include "base/error.h"
+#include "file/file.h"
+
+#include <stdlib.h>
+#include <unistd.h>
+
+struct fd_writer { int fd; };
+
+static int write_to_fd(void *opaque, const void *buf, size_t len,
+                       struct img_error *err)
+{
+    struct fd_writer *w = opaque;
+    const char *from = buf;
+
+    while (len) {
+        ssize_t n = write(w->fd, from, len);
+
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return img_fail_errno(err, errno, "Writing to the stream");
+        from += n;
+        len -= (size_t)n;
+    }
+    return 0;
+}
+
+/* Deflate never makes a cluster longer by more than a few bytes a block. */
+static uint32_t packing_slack(uint32_t unit)
+{
+    return unit / 16 + 1024;
+}
+
+int img_convert_to_sink(struct img_convert *cv, struct img_making *making,
+                        img_write_fn *write, void *opaque, bool *begun,
+                        struct img_error *err)
+{
+    const struct img_sink_ops *ops = cv->format->sink;
+    struct img_copy *c = &cv->copy;
+    int r = ops->begin(&making->build, write, opaque, &c->sink, err);
+
+    if (r < 0)
+        return r;
+    *begun = true;
+    c->sink_ops = ops;
+    c->outlet = &img_outlet_sink;
+    c->ordered = true;
+    c->target_zero = true;
+    c->pack = true;
+    c->codec = ops->codec;
+    c->unit = ops->cluster_size(c->sink);
+    c->slack = packing_slack(c->unit);
+    if (cv->opts.bitmaps)
+        r = img_fail(err, ENOTSUP, "%s: format %s has no bitmaps",
+                     making->build.path, cv->format->info.name);
+    if (r == 0)
+        r = img_copy_run(c, cv->job, err);
+    if (r == 0)
+        r = ops->finish(c->sink, err);
+    ops->free(c->sink);
+    c->sink = NULL;
+    return r;
+}
+
+/* Where the disk is its own image, its bytes are the stream. */
+static int stream_raw(struct img_convert *cv, struct fd_writer *w,
+                      struct img_error *err)
+{
+    struct img_copy *c = &cv->copy;
+
+    if (cv->opts.compress)
+        return img_fail(err, ENOTSUP, "Format %s cannot be compressed",
+                        cv->format->info.name);
+    c->outlet = &img_outlet_raw_stream;
+    c->ordered = true;
+    c->unit = 64 << 10;
+    c->write = write_to_fd;
+    c->write_opaque = w;
+    return img_copy_run(c, cv->job, err);
+}
+
+static int stream_file(struct img_file *f, struct fd_writer *w,
+                       struct img_error *err)
+{
+    enum { PIECE = 1 << 20 };
+    char *buf = malloc(PIECE);
+    uint64_t size, off = 0;
+    int r = buf ? img_file_size(f, &size, err) : img_fail_nomem(err);
+
+    while (r == 0 && off < size) {
+        size_t now = (size_t)IMG_MIN(size - off, (uint64_t)PIECE);
+
+        r = img_file_pread(f, buf, now, off, err);
+        if (r == 0)
+            r = write_to_fd(w, buf, now, err);
+        off += now;
+    }
+    free(buf);
+    return r;
+}
+
+/* Any other format: made in a file without a name, then streamed. */
+static int stream_made(struct img_convert *cv, struct fd_writer *w,
+                       struct img_error *err)
+{
+    struct img_disk *to = NULL;
+    struct img_making *m = NULL;
+    int r, closed;
+
+    if (cv->create.backing && *cv->create.backing != '/')
+        return img_fail(err, EINVAL, "A stream has no folder: the backing "
+                        "file '%s' must be an absolute path",
+                        cv->create.backing);
+    cv->create.flags |= IMG_CREATE_NO_SYNC;
+    cv->opts.no_sync = true;
+    r = img_making_begin("/var/tmp/vimg-stream", &cv->create, &m, err);
+    if (r < 0)
+        return r;
+    r = img_making_create(m, err);
+    if (r == 0)
+        r = img_making_open(m, &to, err);
+    if (r == 0) {
+        r = img_convert_to_disk(cv, to, true, err);
+        closed = img_close(to, r < 0 ? NULL : err);
+        r = r < 0 ? r : closed;
+    }
+    if (r == 0)
+        r = stream_file(m->build.file, w, err);
+    img_making_abandon(m);
+    return r;
+}
+
+static int convert_stream(struct img_convert *cv, struct fd_writer *w,
+                          struct img_error *err)
+{
+    struct img_making *m = NULL;
+    bool begun = false;
+    int r;
+
+    cv->create.disk_size = cv->copy.source.size;
+    cv->create.has_size = true;
+    if (img_format_is_identity(cv->format))
+        return stream_raw(cv, w, err);
+    if (!cv->format->sink)
+        return stream_made(cv, w, err);
+    r = img_making_begin(NULL, &cv->create, &m, err);
+    if (r < 0)
+        return r;
+    r = img_convert_to_sink(cv, m, write_to_fd, w, &begun, err);
+    img_making_abandon(m);
+    return r == -ENOTSUP && !begun ? stream_made(cv, w, err) : r;
+}
+
+int img_convert_fd(struct img_disk *const *from, size_t n_from, int fd,
+                   const struct img_convert_options *opts,
+                   const struct img_job *job, struct img_error *err)
+{
+    struct fd_writer w = { fd };
+    struct img_convert cv;
+    int r = img_convert_begin(&cv, from, n_from, opts, job, err);
+
+    if (r == 0)
+        r = convert_stream(&cv, &w, err);
+    img_convert_end(&cv);
+    return r;
+}

@@ -1,0 +1,55 @@
+/* Workers on a step function, with progress, cancel and the first error. */
+#ifndef IMG_OPS_CREW_H
+#define IMG_OPS_CREW_H
+#include "libimg.h"
+#include "base/sync.h"
+
+/* Who comes next: makes the order of one short step independent of threads.
+ * A ticket is passed on exactly once, by its holder. */
+struct img_turns {
+    struct img_mutex lock;
+    struct img_cond moved;
+    uint64_t next;
+    bool stopped;               /* waiters give up */
+};
+
+struct img_crew {
+    struct img_mutex lock;      /* protects all below but turns */
+    struct img_cond changed;
+    uint64_t done, total;
+    unsigned running;
+    bool stop;                  /* error, cancel or result is known */
+    int result;
+    struct img_error error;
+    struct timespec started;
+    uint64_t bytes_per_second;
+    struct img_turns turns;
+};
+
+/* One piece of work by worker number `worker`.  Returns 1 = there may be
+ * more, 0 = nothing is left for this worker, negative = stop everything. */
+typedef int img_crew_step(struct img_crew *crew, void *opaque,
+                          unsigned worker, struct img_error *err);
+
+/* How many workers to use: what the job says, or min(cpus, most). */
+unsigned img_crew_size(const struct img_job *job, unsigned most);
+
+/* Runs step in n threads until it is done everywhere; with n = 1 on the
+ * calling thread itself.  total is for progress. */
+int img_crew_run(const struct img_job *job, unsigned n, uint64_t total,
+                 img_crew_step *step, void *opaque, struct img_error *err);
+
+/* For step: so many more bytes are done; keeps to the job's rate. */
+void img_crew_add(struct img_crew *crew, uint64_t bytes);
+bool img_crew_stopped(struct img_crew *crew);
+
+/* For step: waits for its turn.  -ECANCELED: the crew stops; then there is
+ * nothing to pass on. */
+int img_crew_turn(struct img_crew *crew, uint64_t ticket);
+void img_crew_pass(struct img_crew *crew, uint64_t ticket);
+
+/* An option structure of a caller who may have been built with another
+ * version: copies what both know, refuses what only the caller knows. */
+int img_ops_options(void *to, size_t size, const void *from,
+                    const char *what, struct img_error *err);
+#endif

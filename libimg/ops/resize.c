@@ -1,0 +1,94 @@
+/* Changing a disk's size.
+ *
+ * What growing adds reads as zeros.  Two things speak against that: a backing
+ * file that is longer than the overlay was, and old bytes behind the end in
+ * the last cluster.  Both are cleared after the size has changed, for before
+ * that the format has no place for them.
+ */
+#include "ops/resize.h"
+#include "core/disk.h"
+#include "base/checked.h"
+#include "base/error.h"
+#include "ops/convert.h"
+
+/* Must this run of [from, end) be cleared?  Data of the layer itself only
+ * where the old last cluster goes on: behind that it is preallocated. */
+static bool is_stale(const struct img_run *run, unsigned depth, unsigned own,
+                     uint64_t cluster_end)
+{
+    if (run->kind == IMG_RUN_ABSENT || run->kind == IMG_RUN_ZERO)
+        return false;
+    return depth > own || run->off < cluster_end;
+}
+
+static int clear_growth(struct img_io *io, unsigned depth, uint64_t from,
+                        struct img_error *err)
+{
+    const struct img_layer *l = io->chain->layers[depth];
+    uint64_t cluster_end = img_round_up(from,
+                                        UINT64_C(1) << l->cluster_bits);
+    uint64_t off = from;
+    int r = 0;
+
+    while (r == 0 && off < l->size) {
+        struct img_run run = { 0 };
+        unsigned at;
+        uint64_t end;
+
+        r = img_chain_map(io->chain, depth, off, l->size - off, 0, &run, &at,
+                          err);
+        if (r < 0)
+            break;
+        end = off + run.len;
+        if (at == depth && off < cluster_end)
+            end = IMG_MIN(end, cluster_end);
+        if (is_stale(&run, at, depth, cluster_end))
+            r = img_io_zero(io, depth, off, end - off, IMG_MAY_UNMAP, err);
+        off = end;
+    }
+    return r;
+}
+
+int img_resize_layer(struct img_io *io, unsigned depth, uint64_t size,
+                     enum img_prealloc prealloc, struct img_error *err)
+{
+    struct img_layer *l = io->chain->layers[depth];
+    uint64_t old = l->size;
+    int r;
+
+    if (!l->format->resize)
+        return img_fail(err, ENOTSUP, "%s: format %s cannot change its size",
+                        l->path, l->format->info.name);
+    if (!l->writable)
+        return img_fail(err, EROFS, "%s: not open for writing", l->path);
+    if (size > INT64_MAX)
+        return img_fail(err, EFBIG, "%s: %llu bytes are too many", l->path,
+                        (unsigned long long)size);
+    r = l->format->resize(l, size, prealloc, err);
+    if (r == 0 && size > old && !img_format_is_identity(l->format))
+        r = clear_growth(io, depth, old, err);
+    return r;
+}
+
+int img_resize(struct img_disk *d, uint64_t size, bool shrink,
+               enum img_prealloc prealloc, const struct img_job *job,
+               struct img_error *err)
+{
+    struct img_layer *l = d->chain->layers[0];
+    int r;
+
+    img_write_lock(&d->structure);
+    if (size < l->size && !shrink)
+        r = img_fail(err, EINVAL, "%s: what is beyond %llu bytes would be "
+                     "lost; shrinking has to be asked for (--shrink)",
+                     l->path, (unsigned long long)size);
+    else if (size < l->size && prealloc != IMG_PREALLOC_OFF)
+        r = img_fail(err, EINVAL, "%s: preallocation is not possible when "
+                     "shrinking", l->path);
+    else
+        r = img_resize_layer(&d->io, 0, size, prealloc, err);
+    if (r == 0)
+        r = img_io_flush(&d->io, 0, err);
+    img_rw_unlock(&d->structure);
+    return r;
+}

@@ -1,0 +1,169 @@
+/* Joined sources.  Parts follow each other without gaps; a stretch never
+ * crosses from one part into the next. */
+#include "ops/source.h"
+#include "core/disk.h"
+#include "base/checked.h"
+#include "base/error.h"
+#include "file/file.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+int img_source_join(struct img_source *s, struct img_disk *const *disks,
+                    size_t n, struct img_error *err)
+{
+    memset(s, 0, sizeof *s);
+    s->flags = IMG_RUN_EXACT;
+    s->parts = calloc(n ? n : 1, sizeof *s->parts);
+    if (!s->parts)
+        return img_fail_nomem(err);
+    for (size_t i = 0; i < n; i++) {
+        struct img_part *p = &s->parts[s->n++];
+
+        p->io = &disks[i]->io;
+        p->start = s->size;
+        p->size = img_size(disks[i]);
+        if (!img_add(s->size, p->size, &s->size) || s->size > INT64_MAX)
+            return img_fail(err, EFBIG, "%s: the joined images are too "
+                            "large", img_path(disks[i]));
+    }
+    return 0;
+}
+
+int img_source_one(struct img_source *s, struct img_io *io, unsigned from,
+                   uint64_t size, struct img_error *err)
+{
+    memset(s, 0, sizeof *s);
+    s->flags = IMG_RUN_EXACT;
+    s->parts = calloc(1, sizeof *s->parts);
+    if (!s->parts)
+        return img_fail_nomem(err);
+    s->n = 1;
+    s->size = size;
+    s->parts[0] = (struct img_part){ .io = io, .from = from, .size = size };
+    return 0;
+}
+
+void img_source_free(struct img_source *s)
+{
+    free(s->parts);
+    s->parts = NULL;
+    s->n = 0;
+}
+
+/* The part that holds off, which is below size. */
+static const struct img_part *part_at(const struct img_source *s,
+                                      uint64_t off)
+{
+    const struct img_part *p = s->parts;
+
+    while (off - p->start >= p->size)
+        p++;
+    return p;
+}
+
+/* How much of the part its topmost layer has: a backing file may be shorter
+ * than what lies on it, and beyond its end are zeros. */
+static uint64_t visible(const struct img_part *p)
+{
+    const struct img_chain *chain = p->io->chain;
+
+    if (p->from >= chain->n)
+        return 0;
+    return IMG_MIN(p->size, chain->layers[p->from]->size);
+}
+
+int img_source_map(const struct img_source *s, uint64_t off,
+                   struct img_stretch *st, struct img_error *err)
+{
+    const struct img_part *p;
+    struct img_run run = { 0 };
+    struct img_layer *layer;
+    int r;
+
+    *st = (struct img_stretch){ .off = off, .end = UINT64_MAX,
+                                .kind = IMG_RUN_ABSENT, .depth = UINT32_MAX };
+    if (off >= s->size)
+        return 0;
+    p = part_at(s, off);
+    st->start = p->start;
+    if (off - p->start >= visible(p)) {
+        st->end = p->start + p->size;
+        return 0;
+    }
+    r = img_chain_map(p->io->chain, p->from, off - p->start,
+                      p->start + visible(p) - off, s->flags, &run,
+                      &st->depth, err);
+    if (r < 0)
+        return r;
+    if (!run.len)
+        return img_fail(err, EIO, "%s: no answer for offset %llu",
+                        p->io->chain->layers[p->from]->path,
+                        (unsigned long long)(off - p->start));
+    st->end = off + run.len;
+    st->kind = run.kind;
+    if (st->depth >= p->io->chain->n)
+        st->kind = IMG_RUN_ABSENT;
+    if (img_stretch_is_zero(st))
+        return 0;
+    layer = p->io->chain->layers[st->depth];
+    st->file = layer->files[run.file];
+    st->host = run.host;
+    return 0;
+}
+
+int img_source_read(const struct img_source *s, void *buf, size_t len,
+                    uint64_t off, struct img_error *err)
+{
+    char *to = buf;
+
+    while (len) {
+        const struct img_part *p;
+        struct iovec iov;
+        uint64_t seen;
+        size_t now;
+        int r;
+
+        if (off >= s->size) {
+            memset(to, 0, len);
+            return 0;
+        }
+        p = part_at(s, off);
+        now = (size_t)IMG_MIN((uint64_t)len, p->start + p->size - off);
+        seen = off - p->start < visible(p) ? visible(p) - (off - p->start)
+                                           : 0;
+        if (seen) {
+            now = (size_t)IMG_MIN((uint64_t)now, seen);
+            iov = (struct iovec){ to, now };
+            r = img_io_read(p->io, p->from, &iov, 1, off - p->start, err);
+            if (r < 0)
+                return r;
+        } else {
+            memset(to, 0, now);
+        }
+        to += now;
+        off += now;
+        len -= now;
+    }
+    return 0;
+}
+
+bool img_file_is_same(const struct img_file *a, const struct img_file *b)
+{
+    if (a == b)
+        return true;
+    return a && b && (a->device || a->inode) && a->device == b->device &&
+           a->inode == b->inode && a->is_device == b->is_device;
+}
+
+bool img_stretch_is_same(const struct img_stretch *a,
+                         const struct img_stretch *b, uint64_t off)
+{
+    if (a->kind != b->kind || !img_file_is_same(a->file, b->file))
+        return false;
+    if (a->kind == IMG_RUN_DATA)
+        return a->host + (off - a->off) == b->host + (off - b->off);
+    /* One packed cluster of one file, at the same guest offset. */
+    return a->kind == IMG_RUN_PACKED && a->host == b->host &&
+           a->start == b->start;
+}

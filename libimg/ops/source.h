@@ -1,0 +1,52 @@
+/* Where whole-image work reads from: one disk, or several joined, each seen
+ * from one of its layers down. */
+#ifndef IMG_OPS_SOURCE_H
+#define IMG_OPS_SOURCE_H
+#include "core/io.h"
+
+struct img_part {
+    struct img_io *io;
+    unsigned from;              /* topmost layer that is looked at */
+    uint64_t start, size;       /* in the source */
+};
+
+struct img_source {
+    struct img_part *parts;
+    size_t n;
+    uint64_t size;              /* beyond it are zeros */
+    unsigned flags;             /* of map: IMG_RUN_EXACT */
+};
+
+/* A run of the source with one answer; off is the source's. */
+struct img_stretch {
+    uint64_t off, end;
+    enum img_run_kind kind;     /* ABSENT = nobody has it: zeros */
+    unsigned depth;
+    struct img_file *file;      /* DATA, PACKED */
+    uint64_t host;
+    uint64_t start;             /* of the part: off - start is the guest's */
+};
+
+
+int img_source_join(struct img_source *source, struct img_disk *const *disks,
+                    size_t n, struct img_error *err);
+int img_source_one(struct img_source *source, struct img_io *io,
+                   unsigned from, uint64_t size, struct img_error *err);
+void img_source_free(struct img_source *source);
+
+int img_source_map(const struct img_source *source, uint64_t off,
+                   struct img_stretch *stretch, struct img_error *err);
+int img_source_read(const struct img_source *source, void *buf, size_t len,
+                    uint64_t off, struct img_error *err);
+
+static inline bool img_stretch_is_zero(const struct img_stretch *s)
+{
+    return s->kind == IMG_RUN_ABSENT || s->kind == IMG_RUN_ZERO;
+}
+
+/* Do both show the same bytes of the same file at off?  (Then there is no
+ * need to read them.) */
+bool img_stretch_is_same(const struct img_stretch *a,
+                         const struct img_stretch *b, uint64_t off);
+bool img_file_is_same(const struct img_file *a, const struct img_file *b);
+#endif
