@@ -242,6 +242,10 @@ int img_convert_to_disk(struct img_convert *cv, struct img_disk *to,
     }
     if (r == 0)
         r = img_copy_run(c, cv->job, err);
+    /* Behind the source's end the backing file must not show through. */
+    if (r == 0 && c->base && img_size(to) > c->source.size)
+        r = img_io_zero(&to->io, 0, c->source.size,
+                        img_size(to) - c->source.size, IMG_MAY_UNMAP, err);
     if (r == 0 && cv->opts.bitmaps)
         r = img_bitmaps_copy(cv->from[0], to, &cv->opts, err);
     if (r == 0 && !cv->opts.no_sync)

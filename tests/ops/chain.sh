@@ -1,7 +1,7 @@
 #!/bin/bash
 # commit, rebase, resize, compare, measure: what the guest sees stays as it
 # is, and qemu-img agrees.
-. "$(dirname "$0")/../functions.sh" 2>/dev/null || . tests/functions.sh
+. ./tests/functions.sh
 need qemu-img qemu-io
 imgop="$builddir/tests/ops/imgop"
 cd "$tmp"

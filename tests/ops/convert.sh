@@ -1,7 +1,7 @@
 #!/bin/bash
 # convert: content against qemu-img, the same bytes for every number of
 # threads, nothing left behind by cancel or a full disk.
-. "$(dirname "$0")/../functions.sh" 2>/dev/null || . tests/functions.sh
+. ./tests/functions.sh
 need qemu-img qemu-io
 imgop="$builddir/tests/ops/imgop"
 cd "$tmp"
