@@ -416,10 +416,10 @@ static int open_below(struct img_chain *c, struct img_layer *l,
     return r;
 }
 
-static int open_all(struct img_chain *c, const char *path, int fd,
-                    struct img_error *err)
+/* Layer after layer below the last one. */
+static int open_rest(struct img_chain *c, struct img_error *err)
 {
-    int r = open_top(c, path, fd, err);
+    int r = 0;
 
     while (r == 0) {
         struct img_layer *l = c->layers[c->n - 1];
@@ -429,6 +429,16 @@ static int open_all(struct img_chain *c, const char *path, int fd,
             break;
         r = open_below(c, l, &b, err);
     }
+    return r;
+}
+
+static int open_all(struct img_chain *c, const char *path, int fd,
+                    struct img_error *err)
+{
+    int r = open_top(c, path, fd, err);
+
+    if (r == 0)
+        r = open_rest(c, err);
     look_over(c);
     return r;
 }
@@ -524,6 +534,14 @@ static void lock_layer(const struct img_chain *c, const struct img_layer *l,
             img_file_lock(l->files[i], 0, IMG_PERM_ALL, NULL);
 }
 
+static void forget_layer(struct img_chain *c, struct img_layer *l)
+{
+    for (unsigned i = 0; i < l->n_files; i++)
+        if (l->files[i])
+            img_tcache_forget(c->tables, l->files[i], 0, UINT64_MAX);
+    layer_free(l);
+}
+
 int img_chain_reopen(struct img_chain *c, unsigned d, bool writable,
                      struct img_error *err)
 {
@@ -553,11 +571,36 @@ int img_chain_reopen(struct img_chain *c, unsigned d, bool writable,
         lock_layer(c, old, true);
         return r;
     }
-    for (unsigned i = 0; i < old->n_files; i++)
-        if (old->files[i])
-            img_tcache_forget(c->tables, old->files[i], 0, UINT64_MAX);
-    layer_free(old);
+    forget_layer(c, old);
     c->layers[d] = l;
     look_over(c);
     return 0;
+}
+
+int img_chain_reopen_below(struct img_chain *c, struct img_error *err)
+{
+    unsigned n_old = c->n - 1;
+    img_autofree struct img_layer **old = calloc(n_old + 1, sizeof *old);
+    bool was_given = c->backing_given;
+    int r;
+
+    if (!old)
+        return img_fail_nomem(err);
+    memcpy(old, c->layers + 1, n_old * sizeof *old);
+    c->n = 1;
+    c->backing_given = false;
+    r = open_rest(c, err);
+    if (r < 0) {
+        while (c->n > 1)
+            forget_layer(c, c->layers[--c->n]);
+        /* The array has had room for these before. */
+        memcpy(c->layers + 1, old, n_old * sizeof *old);
+        c->n = n_old + 1;
+        c->backing_given = was_given;
+    } else {
+        for (unsigned d = 0; d < n_old; d++)
+            forget_layer(c, old[d]);
+    }
+    look_over(c);
+    return r;
 }

@@ -30,6 +30,10 @@ int img_chain_close(struct img_chain *chain, struct img_error *err);
 int img_chain_reopen(struct img_chain *chain, unsigned depth, bool writable,
                      struct img_error *err);
 
+/* Closes what is below the top and opens what the top names now (rebase).  No
+ * request may be in flight.  On failure the layers are as they were. */
+int img_chain_reopen_below(struct img_chain *chain, struct img_error *err);
+
 /* The format that the file most probably has; raw when nothing else. */
 int img_chain_probe(struct img_file *file, const struct img_format **format,
                     struct img_error *err);

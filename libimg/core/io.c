@@ -10,15 +10,33 @@
 
 #define DEFAULT_INFLATED (UINT64_C(8) << 20)
 
+static int new_inflated(const struct img_chain *chain,
+                        struct img_zcache **cache, struct img_error *err)
+{
+    uint64_t budget = chain->opts.cache_bytes;
+
+    return img_zcache_new(budget ? budget / 5 : DEFAULT_INFLATED, cache, err);
+}
+
+int img_io_forget(struct img_io *io, struct img_error *err)
+{
+    struct img_zcache *fresh = NULL;
+    int r = new_inflated(io->chain, &fresh, err);
+
+    if (r < 0)
+        return r;
+    img_zcache_free(io->inflated);
+    io->inflated = fresh;
+    return 0;
+}
+
 int img_io_init(struct img_io *io, struct img_chain *chain,
                 struct img_error *err)
 {
-    uint64_t budget = chain->opts.cache_bytes;
     int r;
 
     *io = (struct img_io){ .chain = chain };
-    r = img_zcache_new(budget ? budget / 5 : DEFAULT_INFLATED, &io->inflated,
-                       err);
+    r = new_inflated(chain, &io->inflated, err);
     if (r < 0)
         return r;
     img_ranges_init(&io->ranges);

@@ -20,6 +20,9 @@ struct img_io {
 int img_io_init(struct img_io *, struct img_chain *, struct img_error *);
 void img_io_destroy(struct img_io *);
 
+/* Forgets what was inflated: files are about to be closed. */
+int img_io_forget(struct img_io *io, struct img_error *err);
+
 /* Reads what layers from..n-1 show. */
 int img_io_read(struct img_io *, unsigned from, const struct iovec *, int n,
                 uint64_t off, struct img_error *);

@@ -1,7 +1,8 @@
 /* Checking and repairing: alone on the disk, then the format's work. */
 #include "core/disk.h"
-#include "ops/crew.h"
+#include "ops/team.h"
 #include "base/error.h"
+#include "base/options.h"
 
 #include <string.h>
 
@@ -14,7 +15,7 @@ int img_check(struct img_disk *d, const struct img_check_options *opts,
     int r;
 
     memset(result, 0, sizeof *result);
-    r = img_ops_options(&known, sizeof known, opts, "check options", err);
+    r = img_options_take(&known, sizeof known, opts, err);
     if (r < 0)
         return r;
     if (!l->format->check)

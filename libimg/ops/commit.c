@@ -67,6 +67,21 @@ static int commit(struct img_disk *d, unsigned depth, bool empty,
     return r;
 }
 
+/* The overlay may have noted what its backing file was like; that has changed
+ * now, on purpose. */
+static int note_new_base(struct img_disk *d, struct img_error *err)
+{
+    struct img_layer *top = d->chain->layers[0];
+    int r;
+
+    if (!top->writable || !top->backing || d->chain->backing_given ||
+        !top->format->set_backing)
+        return 0;
+    r = top->format->set_backing(top, top->backing, top->backing_format,
+                                 d->chain->layers[1], err);
+    return r < 0 ? r : img_io_flush(&d->io, 0, err);
+}
+
 int img_commit(struct img_disk *d, unsigned depth, bool keep,
                const struct img_job *job, struct img_error *err)
 {
@@ -91,6 +106,10 @@ int img_commit(struct img_disk *d, unsigned depth, bool keep,
             back = img_chain_reopen(d->chain, depth, false,
                                     r < 0 ? NULL : err);
     }
+    if (r == 0)
+        r = back;
+    if (r == 0 && depth == 1)
+        r = note_new_base(d, err);
     img_rw_unlock(&d->structure);
-    return r < 0 ? r : back;
+    return r;
 }

@@ -7,7 +7,7 @@
  * offset is finished before they end.
  */
 #include "core/disk.h"
-#include "ops/crew.h"
+#include "ops/team.h"
 #include "ops/source.h"
 #include "base/checked.h"
 #include "base/error.h"
@@ -137,7 +137,7 @@ static int compare_piece(struct compare *c, const struct piece *p,
     return 0;
 }
 
-static int step(struct img_crew *crew, void *opaque, unsigned worker,
+static int step(struct img_team *team, void *opaque, unsigned worker,
                 struct img_error *err)
 {
     struct compare *c = opaque;
@@ -150,20 +150,20 @@ static int step(struct img_crew *crew, void *opaque, unsigned worker,
     if (r < 0)
         return r;
     if (p.skipped)
-        img_crew_add(crew, p.skipped);
+        img_team_add(team, p.skipped);
     if (!p.len)
         return 0;
     r = compare_piece(c, &p, c->buffers[worker], err);
     if (r < 0)
         return r;
-    img_crew_add(crew, p.len);
+    img_team_add(team, p.len);
     return 1;
 }
 
 static int run(struct compare *c, const struct img_job *job,
                struct img_error *err)
 {
-    unsigned n = img_crew_size(job, 4);
+    unsigned n = img_team_size(job, 4);
     int r = 0;
 
     c->buffers = calloc(n, sizeof *c->buffers);
@@ -176,7 +176,7 @@ static int run(struct compare *c, const struct img_job *job,
     }
     img_mutex_init(&c->lock);
     if (r == 0)
-        r = img_crew_run(job, n, c->size, step, c, err);
+        r = img_team_run(job, n, c->size, step, c, err);
     img_mutex_destroy(&c->lock);
     for (unsigned i = 0; i < n; i++)
         free(c->buffers[i]);

@@ -6,6 +6,8 @@
 #include "ops/convert.h"
 #include "base/checked.h"
 #include "base/error.h"
+#include "base/options.h"
+#include "base/strings.h"
 #include "file/file.h"
 
 #include <string.h>
@@ -25,8 +27,7 @@ static int check_options(struct img_convert *cv, struct img_error *err)
     if (cv->opts.bitmaps && cv->n_from > 1)
         return img_fail(err, ENOTSUP, "Copying bitmaps is only possible with "
                         "a single source");
-    r = img_ops_options(c, sizeof *c, cv->opts.create, "create options",
-                        err);
+    r = img_options_take(c, sizeof *c, cv->opts.create, err);
     if (r < 0)
         return r;
     if (!c->format)
@@ -34,6 +35,8 @@ static int check_options(struct img_convert *cv, struct img_error *err)
     cv->format = img_format_find(c->format);
     if (!cv->format)
         return img_fail(err, ENOTSUP, "Unknown format '%s'", c->format);
+    /* What the backing file shows decides what is written. */
+    c->flags &= ~(unsigned)IMG_CREATE_NO_OPEN_BACKING;
     if (cv->opts.no_sync)
         c->flags |= IMG_CREATE_NO_SYNC;
     return 0;
@@ -44,6 +47,8 @@ static int check_size(struct img_convert *cv, struct img_error *err)
     uint64_t size = cv->copy.source.size;
     struct img_create_options *c = &cv->create;
 
+    if (!c->has_size && !c->disk_size && img_setting(c->settings, "size"))
+        return 0;               /* looked at when the target is open */
     if (!c->has_size && !c->disk_size)
         c->disk_size = size;
     c->has_size = true;
@@ -64,8 +69,7 @@ int img_convert_begin(struct img_convert *cv, struct img_disk *const *from,
 
     memset(cv, 0, sizeof *cv);
     cv->job = job;
-    r = img_ops_options(&cv->opts, sizeof cv->opts, opts, "convert options",
-                        err);
+    r = img_options_take(&cv->opts, sizeof cv->opts, opts, err);
     if (r < 0)
         return r;
     cv->from = from;
@@ -216,7 +220,7 @@ static int prepare_disk(struct img_convert *cv, struct img_disk *to,
         c->target_zero = true;
     else
         r = is_zero_by_map(to, &c->target_zero, err);
-    if (r == 0 && !c->pack && !c->all && !c->salvage)
+    if (r == 0 && made && !c->pack && !c->all && !c->salvage)
         r = try_sharing(layer->files[0],
                         cv->from[0]->chain->layers[0]->files[0], &c->share,
                         err);

@@ -1,7 +1,7 @@
 /* The engine of copying: what one worker does with one claim.
  *
  * A claim's ticket is passed on exactly once, also when something failed
- * before its turn: the error stops the crew, and with it all who wait.
+ * before its turn: the error stops the team, and with it all who wait.
  */
 #include "ops/copy.h"
 #include "base/checked.h"
@@ -162,17 +162,17 @@ static int prepare(struct img_copy *c, struct img_batch *b,
     return r;
 }
 
-static int place_and_put(struct img_crew *crew, struct img_copy *c,
+static int place_and_put(struct img_team *team, struct img_copy *c,
                          struct img_batch *b, struct img_error *err)
 {
-    int r = c->ordered ? img_crew_turn(crew, b->ticket) : 0;
+    int r = c->ordered ? img_team_turn(team, b->ticket) : 0;
 
     if (r < 0)
         return r;
     if (b->n)
         r = c->outlet->place(c, b, err);
     if (r == 0 && c->ordered)
-        img_crew_pass(crew, b->ticket);
+        img_team_pass(team, b->ticket);
     if (b->n && c->outlet->put) {
         int p = c->outlet->put(c, b, r < 0, err);
 
@@ -182,7 +182,7 @@ static int place_and_put(struct img_crew *crew, struct img_copy *c,
     return r;
 }
 
-static int step(struct img_crew *crew, void *opaque, unsigned worker,
+static int step(struct img_team *team, void *opaque, unsigned worker,
                 struct img_error *err)
 {
     struct img_copy *c = opaque;
@@ -196,15 +196,15 @@ static int step(struct img_crew *crew, void *opaque, unsigned worker,
     if (r < 0)
         return r;
     if (claim.skipped)
-        img_crew_add(crew, claim.skipped);
+        img_team_add(team, claim.skipped);
     if (!claim.len)
         return 0;
     r = prepare(c, b, &claim, err);
     if (r == 0)
-        r = place_and_put(crew, c, b, err);
+        r = place_and_put(team, c, b, err);
     if (r < 0)
         return r;
-    img_crew_add(crew, claim.len);
+    img_team_add(team, claim.len);
     return 1;
 }
 
@@ -247,7 +247,7 @@ static int make_batch(struct img_copy *c, struct img_batch *b,
 int img_copy_run(struct img_copy *c, const struct img_job *job,
                  struct img_error *err)
 {
-    unsigned n = img_crew_size(job, c->pack ? 8 : 4);
+    unsigned n = img_team_size(job, c->pack ? 8 : 4);
     int r = 0;
 
     c->claim_max = IMG_MAX((uint32_t)CLAIM_PLAIN, c->unit);
@@ -265,7 +265,7 @@ int img_copy_run(struct img_copy *c, const struct img_job *job,
     for (unsigned i = 0; i < n && r == 0; i++)
         r = make_batch(c, &c->batches[i], err);
     if (r == 0)
-        r = img_crew_run(job, n, c->source.size, step, c, err);
+        r = img_team_run(job, n, c->source.size, step, c, err);
     for (unsigned i = 0; i < n; i++)
         free_batch(&c->batches[i]);
     free(c->batches);

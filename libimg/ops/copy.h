@@ -7,7 +7,7 @@
  */
 #ifndef IMG_OPS_COPY_H
 #define IMG_OPS_COPY_H
-#include "ops/crew.h"
+#include "ops/team.h"
 #include "ops/source.h"
 #include "codec/codec.h"
 
@@ -63,6 +63,8 @@ struct img_copy {
     struct img_source *base;    /* what the target shows where nothing is
                                    written; NULL = zeros if target_zero, else
                                    nobody knows */
+    bool force_zero;            /* what reads as zeros now may do so only for
+                                   what lies below, which will change */
     bool target_zero;           /* zeros need not be written */
     bool all;                   /* everything is written, zeros too */
     bool pack;

@@ -1,10 +1,11 @@
 /* Measuring: how large would the image be?  Counts the clusters that are not
  * zeros, by the map alone, and asks the target's format. */
 #include "core/disk.h"
-#include "ops/crew.h"
+#include "ops/team.h"
 #include "ops/source.h"
 #include "base/checked.h"
 #include "base/error.h"
+#include "base/options.h"
 #include "base/info.h"
 #include "base/strings.h"
 
@@ -98,8 +99,7 @@ int img_measure(struct img_disk *from, const struct img_create_options *opts,
     const struct img_format *format;
     struct count c = { .err = err };
     uint64_t size;
-    int r = img_ops_options(&known, sizeof known, opts, "create options",
-                            err);
+    int r = img_options_take(&known, sizeof known, opts, err);
 
     memset(result, 0, sizeof *result);
     if (r < 0)

@@ -122,6 +122,36 @@ static int place_plain(struct img_copy *c, struct img_batch *b,
     return r < 0 || !whole ? r : reserve(c, b, p, err);
 }
 
+static int write_zeros(struct img_copy *c, uint64_t off, uint64_t len,
+                       struct img_error *err)
+{
+    enum { PIECE = 1 << 20 };
+    struct iovec iov = { NULL, (size_t)IMG_MIN(len, (uint64_t)PIECE) };
+    int r = 0;
+
+    iov.iov_base = calloc(1, iov.iov_len);
+    if (!iov.iov_base)
+        return img_fail_nomem(err);
+    for (; len && r == 0; off += iov.iov_len, len -= iov.iov_len) {
+        iov.iov_len = IMG_MIN(iov.iov_len, len);
+        r = img_io_write(c->to, c->to_layer, &iov, 1, off, 0, err);
+    }
+    free(iov.iov_base);
+    return r;
+}
+
+static int place_zeros(struct img_copy *c, const struct img_piece *p,
+                       struct img_error *err)
+{
+    int r;
+
+    if (!c->force_zero)
+        return img_io_zero(c->to, c->to_layer, p->off, p->len,
+                           IMG_MAY_UNMAP, err);
+    r = img_io_unmap(c->to, c->to_layer, p->off, p->len, IMG_UNMAP_ZERO, err);
+    return r == -ENOTSUP ? write_zeros(c, p->off, p->len, err) : r;
+}
+
 static int disk_place(struct img_copy *c, struct img_batch *b,
                       struct img_error *err)
 {
@@ -132,8 +162,7 @@ static int disk_place(struct img_copy *c, struct img_batch *b,
 
         switch (p->kind) {
         case IMG_PIECE_ZERO:
-            r = img_io_zero(c->to, c->to_layer, p->off, p->len,
-                            IMG_MAY_UNMAP, err);
+            r = place_zeros(c, p, err);
             break;
         case IMG_PIECE_PACKED:
             r = reserve_packed(c, b, p, err);

@@ -12,6 +12,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "base/options.h"
 #include "file/file.h"
 
 #include <string.h>
@@ -86,7 +87,8 @@ static int copy_up(struct rebase *rb, const struct img_job *job,
     struct img_source base = { 0 };
     struct img_copy c = {
         .min_depth = 1, .max_depth = UINT32_MAX, .target_zero = !rb->base,
-        .outlet = &img_outlet_disk, .to = &rb->disk->io, .ordered = true,
+        .force_zero = true, .ordered = true,
+        .outlet = &img_outlet_disk, .to = &rb->disk->io,
         .unit = 1u << top->cluster_bits, .pack = rb->opts.compress,
     };
     int r = 0;
@@ -154,13 +156,30 @@ static int rebase(struct rebase *rb, const struct img_job *job,
     return r;
 }
 
+/* The new backing file need not be there in unsafe mode; then the disk goes
+ * on with the old one until it is closed. */
+static int look_below_anew(struct rebase *rb, struct img_error *err)
+{
+    struct img_disk *d = rb->disk;
+    struct img_error why;
+    int r = img_io_forget(&d->io, err);
+
+    if (r < 0)
+        return r;
+    r = img_chain_reopen_below(d->chain, &why);
+    if (r == 0 || rb->opts.unsafe)
+        return 0;
+    if (err)
+        *err = why;
+    return r;
+}
+
 int img_rebase(struct img_disk *d, const struct img_rebase_options *opts,
                const struct img_job *job, struct img_error *err)
 {
     struct img_layer *top = d->chain->layers[0];
     struct rebase rb = { .disk = d };
-    int r = img_ops_options(&rb.opts, sizeof rb.opts, opts, "rebase options",
-                            err);
+    int r = img_options_take(&rb.opts, sizeof rb.opts, opts, err);
 
     if (r < 0)
         return r;
@@ -175,7 +194,7 @@ int img_rebase(struct img_disk *d, const struct img_rebase_options *opts,
     r = rebase(&rb, job, err);
     img_close(rb.base, NULL);
     if (r == 0 && !(d->chain->opts.flags & IMG_OPEN_NO_BACKING))
-        r = img_io_reopen_below(&d->io, rb.opts.unsafe, err);
+        r = look_below_anew(&rb, err);
     img_rw_unlock(&d->structure);
     return r;
 }

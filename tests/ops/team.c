@@ -1,6 +1,6 @@
-/* The crew: everything is done once, turns come in order, the first error
+/* The team: everything is done once, turns come in order, the first error
  * wins, progress cancels, one thread runs inline. */
-#include "ops/crew.h"
+#include "ops/team.h"
 #include "base/error.h"
 
 #include <stdio.h>
@@ -22,7 +22,7 @@ struct work {
     bool all_inline;
 };
 
-static int step(struct img_crew *crew, void *opaque, unsigned worker,
+static int step(struct img_team *team, void *opaque, unsigned worker,
                 struct img_error *err)
 {
     struct work *w = opaque;
@@ -38,12 +38,12 @@ static int step(struct img_crew *crew, void *opaque, unsigned worker,
         return 0;
     if (ticket == w->fail_at)
         return img_fail(err, EIO, "step %u", w->fail_at);
-    r = img_crew_turn(crew, ticket);
+    r = img_team_turn(team, ticket);
     if (r < 0)
         return r;
     w->placed[w->n_placed++] = (unsigned)ticket;    /* the turn is a lock */
-    img_crew_pass(crew, ticket);
-    img_crew_add(crew, 1);
+    img_team_pass(team, ticket);
+    img_team_add(team, 1);
     return 1;
 }
 
@@ -78,7 +78,7 @@ static void test_order(unsigned n)
     init(&w);
     job.progress = count_progress;
     last_done = 0;
-    CHECK(img_crew_run(&job, n, STEPS, step, &w, &err) == 0);
+    CHECK(img_team_run(&job, n, STEPS, step, &w, &err) == 0);
     CHECK(w.n_placed == STEPS);
     for (unsigned i = 0; i < STEPS; i++)
         CHECK(w.placed[i] == i);
@@ -93,12 +93,12 @@ static void test_error(unsigned n)
 
     init(&w);
     w.fail_at = 17;
-    CHECK(img_crew_run(NULL, n, STEPS, step, &w, &err) == -EIO);
+    CHECK(img_team_run(NULL, n, STEPS, step, &w, &err) == -EIO);
     CHECK(!strcmp(err.message, "step 17"));
     CHECK(w.n_placed == 17);    /* nobody came after it */
 }
 
-static int endless(struct img_crew *crew, void *opaque, unsigned worker,
+static int endless(struct img_team *team, void *opaque, unsigned worker,
                    struct img_error *err)
 {
     return 1;
@@ -110,22 +110,8 @@ static void test_cancel(unsigned n)
     struct img_error err = { 0 };
 
     job.progress = stop_at_once;
-    CHECK(img_crew_run(&job, n, 1, endless, NULL, &err) == -ECANCELED);
+    CHECK(img_team_run(&job, n, 1, endless, NULL, &err) == -ECANCELED);
     CHECK(err.code == ECANCELED);
-}
-
-static void test_options(void)
-{
-    struct { struct img_job job; char more[8]; } newer = { .more = { 0 } };
-    struct img_job known;
-
-    newer.job.size = sizeof newer;
-    newer.job.threads = 5;
-    CHECK(img_ops_options(&known, sizeof known, &newer, "x", NULL) == 0);
-    CHECK(known.threads == 5 && known.size == sizeof known);
-    newer.more[3] = 1;
-    CHECK(img_ops_options(&known, sizeof known, &newer, "x", NULL) ==
-          -EINVAL);
 }
 
 int main(void)
@@ -137,6 +123,5 @@ int main(void)
         test_error(sizes[i]);
         test_cancel(sizes[i]);
     }
-    test_options();
     return 0;
 }

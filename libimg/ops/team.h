@@ -1,6 +1,6 @@
 /* Workers on a step function, with progress, cancel and the first error. */
-#ifndef IMG_OPS_CREW_H
-#define IMG_OPS_CREW_H
+#ifndef IMG_OPS_TEAM_H
+#define IMG_OPS_TEAM_H
 #include "libimg.h"
 #include "base/sync.h"
 
@@ -13,7 +13,7 @@ struct img_turns {
     bool stopped;               /* waiters give up */
 };
 
-struct img_crew {
+struct img_team {
     struct img_mutex lock;      /* protects all below but turns */
     struct img_cond changed;
     uint64_t done, total;
@@ -28,28 +28,23 @@ struct img_crew {
 
 /* One piece of work by worker number `worker`.  Returns 1 = there may be
  * more, 0 = nothing is left for this worker, negative = stop everything. */
-typedef int img_crew_step(struct img_crew *crew, void *opaque,
+typedef int img_team_step(struct img_team *team, void *opaque,
                           unsigned worker, struct img_error *err);
 
 /* How many workers to use: what the job says, or min(cpus, most). */
-unsigned img_crew_size(const struct img_job *job, unsigned most);
+unsigned img_team_size(const struct img_job *job, unsigned most);
 
 /* Runs step in n threads until it is done everywhere; with n = 1 on the
  * calling thread itself.  total is for progress. */
-int img_crew_run(const struct img_job *job, unsigned n, uint64_t total,
-                 img_crew_step *step, void *opaque, struct img_error *err);
+int img_team_run(const struct img_job *job, unsigned n, uint64_t total,
+                 img_team_step *step, void *opaque, struct img_error *err);
 
 /* For step: so many more bytes are done; keeps to the job's rate. */
-void img_crew_add(struct img_crew *crew, uint64_t bytes);
-bool img_crew_stopped(struct img_crew *crew);
+void img_team_add(struct img_team *team, uint64_t bytes);
+bool img_team_stopped(struct img_team *team);
 
-/* For step: waits for its turn.  -ECANCELED: the crew stops; then there is
+/* For step: waits for its turn.  -ECANCELED: the team stops; then there is
  * nothing to pass on. */
-int img_crew_turn(struct img_crew *crew, uint64_t ticket);
-void img_crew_pass(struct img_crew *crew, uint64_t ticket);
-
-/* An option structure of a caller who may have been built with another
- * version: copies what both know, refuses what only the caller knows. */
-int img_ops_options(void *to, size_t size, const void *from,
-                    const char *what, struct img_error *err);
+int img_team_turn(struct img_team *team, uint64_t ticket);
+void img_team_pass(struct img_team *team, uint64_t ticket);
 #endif

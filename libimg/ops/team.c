@@ -3,9 +3,9 @@
  * The calling thread sleeps and reports progress; the workers call step until
  * it says that nothing is left.  The first error wins and stops everybody;
  * so does a progress function that returns nonzero.  A worker holds no lock
- * of the crew while it works.  Lock order: crew->lock before turns.lock.
+ * of the team while it works.  Lock order: team->lock before turns.lock.
  */
-#include "ops/crew.h"
+#include "ops/team.h"
 #include "base/checked.h"
 #include "base/error.h"
 
@@ -17,14 +17,14 @@
 enum { REPORT_MS = 50, MAX_THREADS = 64 };
 
 struct worker {
-    struct img_crew *crew;
-    img_crew_step *step;
+    struct img_team *team;
+    img_team_step *step;
     void *opaque;
     unsigned number;
     pthread_t thread;
 };
 
-unsigned img_crew_size(const struct img_job *job, unsigned most)
+unsigned img_team_size(const struct img_job *job, unsigned most)
 {
     cpu_set_t set;
     long cpus = 1;
@@ -40,7 +40,7 @@ unsigned img_crew_size(const struct img_job *job, unsigned most)
 
 /* ---- stopping ---------------------------------------------------------- */
 
-static void stop(struct img_crew *c, int result, const struct img_error *err)
+static void stop(struct img_team *c, int result, const struct img_error *err)
 {
     img_lock(&c->lock);
     if (!c->stop && result < 0) {
@@ -57,7 +57,7 @@ static void stop(struct img_crew *c, int result, const struct img_error *err)
     img_unlock(&c->turns.lock);
 }
 
-bool img_crew_stopped(struct img_crew *c)
+bool img_team_stopped(struct img_team *c)
 {
     bool stopped;
 
@@ -69,7 +69,7 @@ bool img_crew_stopped(struct img_crew *c)
 
 /* ---- turns ------------------------------------------------------------- */
 
-int img_crew_turn(struct img_crew *c, uint64_t ticket)
+int img_team_turn(struct img_team *c, uint64_t ticket)
 {
     int r = 0;
 
@@ -82,7 +82,7 @@ int img_crew_turn(struct img_crew *c, uint64_t ticket)
     return r;
 }
 
-void img_crew_pass(struct img_crew *c, uint64_t ticket)
+void img_team_pass(struct img_team *c, uint64_t ticket)
 {
     img_lock(&c->turns.lock);
     c->turns.next = ticket + 1;
@@ -104,7 +104,7 @@ static uint64_t elapsed_ms(const struct timespec *since)
 
 /* How long to wait until the rate allows for what is done; the lock is
  * held. */
-static uint64_t ahead_ms(struct img_crew *c)
+static uint64_t ahead_ms(struct img_team *c)
 {
     uint64_t due, now;
 
@@ -115,7 +115,7 @@ static uint64_t ahead_ms(struct img_crew *c)
     return due > now ? due - now : 0;
 }
 
-void img_crew_add(struct img_crew *c, uint64_t bytes)
+void img_team_add(struct img_team *c, uint64_t bytes)
 {
     uint64_t ms;
 
@@ -127,7 +127,7 @@ void img_crew_add(struct img_crew *c, uint64_t bytes)
 }
 
 /* Returns nonzero if the caller wants no more. */
-static int report(struct img_crew *c, const struct img_job *job)
+static int report(struct img_team *c, const struct img_job *job)
 {
     uint64_t done, total;
 
@@ -140,7 +140,7 @@ static int report(struct img_crew *c, const struct img_job *job)
     return job->progress(job->opaque, done, total);
 }
 
-static void cancel(struct img_crew *c)
+static void cancel(struct img_team *c)
 {
     struct img_error why;
 
@@ -153,11 +153,11 @@ static void cancel(struct img_crew *c)
 static void *work(void *arg)
 {
     struct worker *w = arg;
-    struct img_crew *c = w->crew;
+    struct img_team *c = w->team;
     struct img_error err = { 0 };
     int r = 1;
 
-    while (r > 0 && !img_crew_stopped(c))
+    while (r > 0 && !img_team_stopped(c))
         r = w->step(c, w->opaque, w->number, &err);
     if (r < 0)
         stop(c, r, &err);
@@ -168,8 +168,8 @@ static void *work(void *arg)
     return NULL;
 }
 
-static void run_inline(struct img_crew *c, const struct img_job *job,
-                       img_crew_step *step, void *opaque)
+static void run_inline(struct img_team *c, const struct img_job *job,
+                       img_team_step *step, void *opaque)
 {
     struct img_error err = { 0 };
     struct timespec last = c->started;
@@ -177,7 +177,7 @@ static void run_inline(struct img_crew *c, const struct img_job *job,
 
     if (report(c, job))
         cancel(c);
-    while (r > 0 && !img_crew_stopped(c)) {
+    while (r > 0 && !img_team_stopped(c)) {
         r = step(c, opaque, 0, &err);
         if (elapsed_ms(&last) < REPORT_MS)
             continue;
@@ -189,7 +189,7 @@ static void run_inline(struct img_crew *c, const struct img_job *job,
         stop(c, r, &err);
 }
 
-static void watch(struct img_crew *c, const struct img_job *job)
+static void watch(struct img_team *c, const struct img_job *job)
 {
     bool canceled = false;
 
@@ -212,8 +212,8 @@ static void watch(struct img_crew *c, const struct img_job *job)
     img_unlock(&c->lock);
 }
 
-static void run_threads(struct img_crew *c, const struct img_job *job,
-                        unsigned n, img_crew_step *step, void *opaque)
+static void run_threads(struct img_team *c, const struct img_job *job,
+                        unsigned n, img_team_step *step, void *opaque)
 {
     struct worker *w = calloc(n, sizeof *w);
     struct img_error err;
@@ -228,7 +228,7 @@ static void run_threads(struct img_crew *c, const struct img_job *job,
     c->running = n;
     img_unlock(&c->lock);
     for (; started < n; started++) {
-        w[started] = (struct worker){ .crew = c, .step = step,
+        w[started] = (struct worker){ .team = c, .step = step,
             .opaque = opaque, .number = started };
         r = pthread_create(&w[started].thread, NULL, work, &w[started]);
         if (r) {
@@ -246,10 +246,10 @@ static void run_threads(struct img_crew *c, const struct img_job *job,
     free(w);
 }
 
-int img_crew_run(const struct img_job *job, unsigned n, uint64_t total,
-                 img_crew_step *step, void *opaque, struct img_error *err)
+int img_team_run(const struct img_job *job, unsigned n, uint64_t total,
+                 img_team_step *step, void *opaque, struct img_error *err)
 {
-    struct img_crew c = { .total = total };
+    struct img_team c = { .total = total };
     int r;
 
     c.bytes_per_second = job ? job->bytes_per_second : 0;
@@ -274,27 +274,4 @@ int img_crew_run(const struct img_job *job, unsigned n, uint64_t total,
     img_cond_destroy(&c.changed);
     img_mutex_destroy(&c.lock);
     return r;
-}
-
-/* ---- options ----------------------------------------------------------- */
-
-int img_ops_options(void *to, size_t size, const void *from,
-                    const char *what, struct img_error *err)
-{
-    size_t given;
-
-    memset(to, 0, size);
-    memcpy(to, &size, sizeof size);
-    if (!from)
-        return 0;
-    memcpy(&given, from, sizeof given);
-    if (given < sizeof given)
-        return img_fail(err, EINVAL, "%s: the structure has no size", what);
-    for (size_t i = size; i < given; i++)
-        if (((const char *)from)[i])
-            return img_fail(err, EINVAL, "%s: made for a newer library",
-                            what);
-    memcpy(to, from, IMG_MIN(given, size));
-    memcpy(to, &size, sizeof size);
-    return 0;
 }
