@@ -1,0 +1,70 @@
+/* vimg info: what an image is. */
+#include "open.h"
+#include "show.h"
+#include "vimg.h"
+
+#include <stdio.h>
+
+static struct {
+    struct open_how how;
+    const char *output;
+    bool chain;
+} args;
+
+static const struct option_def options[] = {
+    OPEN_FORMAT_ROW(&args.how),
+    { OPTION_TEXT, 0, "output", "HOW", "human or json", &args.output },
+    { OPTION_FLAG, 0, "backing-chain", NULL,
+      "describe every image below this one too", &args.chain },
+    OPEN_SHARE_ROW(&args.how),
+    OPEN_IMAGE_OPTS_ROW(&args.how),
+    OPTIONS_OBJECT_ROW(&args.how.objects),
+    OPTIONS_HELP_ROW,
+    { 0 }
+};
+
+static json_t *chain_json(const struct img_info *info)
+{
+    json_t *list = json_new_array();
+
+    for (; info; info = info->below)
+        json_add(list, show_info_json(info, NULL));
+    return list;
+}
+
+static int run(int argc, char **argv)
+{
+    enum output output = output_argument(args.output);
+    struct img_info *info = NULL;
+    struct img_disk *disk;
+    struct img_error err;
+    int code = 1;
+
+    if (output == OUTPUT_BAD)
+        return 1;
+    if (argc != 1)
+        return usage_error("Expecting one image file name");
+    if (!open_check(&args.how))
+        return 1;
+    disk = open_image(argv[0], &args.how,
+                      args.chain ? 0 : IMG_OPEN_NO_BACKING);
+    if (!disk)
+        return 1;
+    if (img_info_get(disk, &info, &err) < 0) {
+        complain("%s", err.message);
+        goto out;
+    }
+    if (output == OUTPUT_TEXT)
+        show_info(info, NULL, args.chain);
+    else
+        json_print(args.chain ? chain_json(info)
+                              : show_info_json(info, NULL));
+    code = 0;
+out:
+    img_info_free(info);
+    return close_image(disk) ? code : 1;
+}
+
+const struct command command_info = {
+    "info", "FILE", "Describe a disk image", options, run, false
+};

@@ -1,0 +1,23 @@
+/* Names of images that are no paths: option lists and "json:{...}". */
+#ifndef LOCATION_H
+#define LOCATION_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <libimg.h>
+
+struct location {
+    struct img_open_options opts;   /* what the name asks for */
+    const char *path;
+    bool read_only;
+    char **owned;                   /* texts that opts points to */
+    size_t n_owned;
+    bool raw_protocol;              /* driver=file: raw, unless said */
+};
+
+/* name as on the command line; image_opts: it is an option list.  false: the
+ * user was told.  Free in either case. */
+bool location_parse(const char *name, bool image_opts, struct location *loc);
+void location_free(struct location *loc);
+
+#endif

@@ -1,0 +1,155 @@
+/* vimg: makes, shows, converts and repairs disk images.
+ *
+ * A table of commands and what they all need; see options.h for how a
+ * command describes itself. */
+#include "vimg.h"
+
+#include <errno.h>
+#include <libgen.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+const struct command *const commands[] = {
+    NULL
+};
+
+static void message(const char *kind, const char *fmt, va_list ap)
+{
+    fflush(stdout);
+    fprintf(stderr, "vimg: %s", kind);
+    vfprintf(stderr, fmt, ap);
+    fputc('\n', stderr);
+}
+
+void complain(const char *fmt, ...)
+{
+    va_list ap;
+
+    va_start(ap, fmt);
+    message("", fmt, ap);
+    va_end(ap);
+}
+
+int usage_error(const char *fmt, ...)
+{
+    va_list ap;
+
+    va_start(ap, fmt);
+    message("", fmt, ap);
+    va_end(ap);
+    fputs("Try 'vimg --help' for more information\n", stderr);
+    return 1;
+}
+
+void warn_line(void *opaque, const char *text)
+{
+    fflush(stdout);
+    fprintf(stderr, "vimg: warning: %s\n", text);
+}
+
+void *need_memory(void *p)
+{
+    if (!p) {
+        complain("out of memory");
+        exit(1);
+    }
+    return p;
+}
+
+char *format_text(const char *fmt, ...)
+{
+    va_list ap;
+    char *text;
+
+    va_start(ap, fmt);
+    if (vasprintf(&text, fmt, ap) < 0)
+        text = need_memory(NULL);
+    va_end(ap);
+    return text;
+}
+
+int finish_output(int code)
+{
+    if (fflush(stdout) == 0 && !ferror(stdout))
+        return code;
+    complain("could not write to standard output: %s", strerror(errno));
+    return code ? code : 1;
+}
+
+static int help(void)
+{
+    puts("Usage: vimg COMMAND [OPTION]... [ARGUMENT]...\n"
+         "Make, show, convert and repair disk images.\n\n"
+         "  -h, --help     show this help and exit\n"
+         "  -V, --version  show the version and exit\n\n"
+         "Commands:");
+    for (size_t i = 0; commands[i]; i++)
+        printf("  %-11s %s\n", commands[i]->name, commands[i]->summary);
+    fputs("\nSupported formats:", stdout);
+    for (size_t i = 0; img_format(i); i++)
+        printf(" %s", img_format(i)->name);
+    puts("\n\n'vimg COMMAND --help' describes a command; so does "
+         "vimg-COMMAND(1).");
+    return 0;
+}
+
+static int version(void)
+{
+    unsigned v = img_version();
+
+    printf("vimg version %u.%u.%u\n", v / 10000, v / 100 % 100, v % 100);
+    return 0;
+}
+
+static int run(const struct command *cmd, int argc, char **argv)
+{
+    switch (options_parse(cmd, &argc, &argv)) {
+    case OPTIONS_HELP:
+        options_help(cmd);
+        return 0;
+    case OPTIONS_BAD:
+        return 1;
+    default:
+        return cmd->run(argc, argv);
+    }
+}
+
+static const struct command *find_command(const char *name)
+{
+    for (size_t i = 0; commands[i]; i++)
+        if (!strcmp(commands[i]->name, name))
+            return commands[i];
+    return NULL;
+}
+
+static int dispatch(int argc, char **argv)
+{
+    const struct command *cmd;
+    const char *word = argc > 1 ? argv[1] : NULL;
+
+    if (!word)
+        return usage_error("Not enough arguments");
+    if (!strcmp(word, "-h") || !strcmp(word, "--help") ||
+        !strcmp(word, "help")) {
+        cmd = argc > 2 ? find_command(argv[2]) : NULL;
+        if (!cmd)
+            return help();
+        options_help(cmd);
+        return 0;
+    }
+    if (!strcmp(word, "-V") || !strcmp(word, "--version"))
+        return version();
+    if (*word == '-')
+        return usage_error("unrecognized option '%s'", word);
+    cmd = find_command(word);
+    if (!cmd)
+        return usage_error("Command not found: %s", word);
+    return run(cmd, argc - 1, argv + 1);
+}
+
+int main(int argc, char **argv)
+{
+    return finish_output(dispatch(argc, argv));
+}

@@ -1,0 +1,58 @@
+/* How commands open images: by path, by --image-opts, by "json:{...}". */
+#ifndef OPEN_H
+#define OPEN_H
+
+#include <stdbool.h>
+#include <libimg.h>
+
+#include "options.h"
+
+/* What the command line says about one image; destinations of options. */
+struct open_how {
+    const char *format;         /* -f */
+    bool image_opts;            /* --image-opts */
+    bool share;                 /* -U */
+    const char *cache;          /* -t or -T: none, writeback ... */
+    const char *discard;        /* -d: ignore or unmap */
+    const char *snapshot;       /* -l: ID, name, or snapshot.id=... */
+    struct option_list objects; /* --object */
+};
+
+/* Common rows of option tables. */
+#define OPEN_FORMAT_ROW(how) \
+    { OPTION_TEXT, 'f', "format", "FMT", \
+      "format of the image; guessed when not given", &(how)->format }
+#define OPEN_IMAGE_OPTS_ROW(how) \
+    { OPTION_FLAG, 0, "image-opts", NULL, \
+      "FILE is a list driver=FMT,file.filename=PATH,... and no file name", \
+      &(how)->image_opts }
+#define OPEN_SHARE_ROW(how) \
+    { OPTION_FLAG, 'U', "force-share", NULL, \
+      "read the image even while another program writes to it", \
+      &(how)->share }
+#define OPEN_CACHE_ROW(letter, long_name, how) \
+    { OPTION_TEXT, letter, long_name, "CACHE", \
+      "none, writeback, writethrough, directsync or unsafe", &(how)->cache }
+
+/* The library's flags for a cache mode; NULL adds none.  what: "cache option"
+ * in the complaint. */
+bool open_cache_flags(const char *mode, const char *what, unsigned *flags);
+/* Looks at -f, --image-opts and --object, before anything is opened. */
+bool open_check(const struct open_how *how);
+
+/* NULL: the user was told. */
+struct img_disk *open_image(const char *name, const struct open_how *how,
+                            unsigned flags);
+/* Closes and tells of failure; false then. */
+bool close_image(struct img_disk *disk);
+/* The path that an image is made at or looked for by: "file:x" is x. */
+const char *open_plain_path(const char *name);
+/* Whether the two names are one file. */
+bool open_same_file(const char *a, const char *b);
+/* Whether path is a file of the disk: its own, or one below it. */
+bool open_uses_file(struct img_disk *disk, const char *path);
+/* Reads standard input to its end into a nameless file and opens that as a
+ * raw image. */
+struct img_disk *open_stdin(void);
+
+#endif
