@@ -12,6 +12,7 @@
 #include <string.h>
 
 const struct command *const commands[] = {
+    &command_create, &command_info, &command_map,
     NULL
 };
 
