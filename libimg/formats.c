@@ -2,12 +2,14 @@
 #include "format.h"
 #include "raw/raw.h"
 #include "vdi/vdi.h"
+#include "vmdk/vmdk.h"
 
 #include <string.h>
 
 const struct img_format *const img_formats[] = {
     &img_raw,
     &img_format_vdi,
+    &img_format_vmdk,
     NULL
 };
 

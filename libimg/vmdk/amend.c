@@ -1,0 +1,313 @@
+/* Changing the descriptor of an open image: content ID, parent, entries of
+ * the disk data base.
+ *
+ * The descriptor in memory is changed, then written whole; when that fails
+ * the one in memory is ahead of the disk.
+ */
+#include "vmdk/vmdk.h"
+#include "base/strings.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* An embedded one is padded with zeros up to its room. */
+static int store_embedded(struct img_layer *layer, const char *text,
+                          size_t len, struct img_error *err)
+{
+    struct vmdk_state *st = layer->state;
+    char *padded;
+    int r;
+
+    if (len >= st->text_room)
+        return img_fail(err, ENOSPC, "%s: the descriptor needs %zu bytes, "
+                        "there is room for %llu", layer->path, len + 1,
+                        (unsigned long long)st->text_room);
+    padded = calloc(1, (size_t)st->text_room);
+    if (!padded)
+        return img_fail_nomem(err);
+    memcpy(padded, text, len);
+    r = img_file_pwrite(layer->files[0], padded, (size_t)st->text_room,
+                        st->text_off, err);
+    free(padded);
+    return r;
+}
+
+int img_vmdk_text_store(struct img_layer *layer, struct img_error *err)
+{
+    struct vmdk_state *st = layer->state;
+    uint64_t had;
+    size_t len;
+    char *text;
+    int r;
+
+    if (!st->text)
+        return img_fail(err, ENOTSUP, "%s: has no descriptor", layer->path);
+    text = img_vmdk_text_print(st->text, &len);
+    if (!text)
+        return img_fail_nomem(err);
+    if (st->text_room) {
+        r = store_embedded(layer, text, len, err);
+    } else {
+        r = img_file_size(layer->files[0], &had, err);
+        if (r == 0)
+            r = img_file_pwrite(layer->files[0], text, len, 0, err);
+        if (r == 0 && had > len)
+            r = img_file_truncate(layer->files[0], len, err);
+    }
+    free(text);
+    return r;
+}
+
+/* Another content ID, made from what the image was, so that the same work
+ * gives the same bytes. */
+static uint32_t next_cid(struct img_layer *layer)
+{
+    struct vmdk_state *st = layer->state;
+    uint64_t h = UINT64_C(0xcbf29ce484222325) ^ st->cid;
+    uint64_t len = 0;
+
+    h = (h ^ layer->size) * UINT64_C(0x100000001b3);
+    for (unsigned i = 0; i < layer->n_files; i++) {
+        if (img_file_size(layer->files[i], &len, NULL))
+            len = 0;
+        h = (h ^ len) * UINT64_C(0x100000001b3);
+        h ^= h >> 29;
+    }
+    h ^= h >> 32;
+    while ((uint32_t)h == st->cid || (uint32_t)h >= VMDK_NO_PARENT - 1 ||
+           !(uint32_t)h)
+        h++;
+    return (uint32_t)h;
+}
+
+int img_vmdk_touch(struct img_layer *layer, uint64_t off, uint64_t len,
+                   struct img_error *err)
+{
+    struct vmdk_state *st = layer->state;
+    uint32_t cid;
+    int r = 0;
+
+    img_lock(&st->sync_lock);
+    if (!st->touched && st->text &&
+        img_vmdk_text_get_id(st->text, "CID", &cid)) {
+        cid = next_cid(layer);
+        r = img_vmdk_text_set_id(st->text, "CID", cid, err);
+        if (r == 0)
+            r = img_vmdk_text_store(layer, err);
+        if (r == 0)
+            st->cid = cid;
+    }
+    st->touched |= r == 0;
+    img_unlock(&st->sync_lock);
+    return r;
+}
+
+int img_vmdk_read_cid(struct img_file *file, uint32_t *cid,
+                      struct img_error *err)
+{
+    struct vmdk_text *text;
+    struct vmdk_header h = { 0 };
+    uint64_t len, off = 0;
+    uint8_t head[VMDK_SECTOR] = { 0 };
+    enum vmdk_kind kind;
+    char *buf;
+    int r;
+
+    r = img_file_size(file, &len, err);
+    if (r == 0)
+        r = img_file_pread(file, head, sizeof head, 0, err);
+    if (r == 0 && img_vmdk_is_sparse(head, sizeof head, &kind)) {
+        r = img_vmdk_header_read(file, len, &h, err);
+        if (r == 0 && (kind != VMDK_SPARSE || !h.text_off ||
+                       h.text_off > len / VMDK_SECTOR))
+            r = img_fail(err, EINVAL, "%s: has no descriptor", file->path);
+        off = h.text_off * VMDK_SECTOR;
+        len = h.text_len * VMDK_SECTOR;
+    }
+    if (r)
+        return r;
+    if (len > VMDK_TEXT_MAX || !(buf = calloc(1, (size_t)len + 1)))
+        return img_fail(err, EINVAL, "%s: not a VMDK image", file->path);
+    r = img_file_pread(file, buf, (size_t)len, off, err);
+    if (r == 0)
+        r = img_vmdk_text_parse(file->path, buf, (size_t)len, &text, err);
+    free(buf);
+    if (r)
+        return r;
+    if (!img_vmdk_text_get_id(text, "CID", cid))
+        r = img_fail(err, IMG_ECORRUPT, "%s: the descriptor has no CID",
+                     file->path);
+    img_vmdk_text_free(text);
+    return r;
+}
+
+static int base_cid(struct img_layer *layer, const char *name,
+                    const struct img_layer *base, uint32_t *cid,
+                    struct img_error *err)
+{
+    struct img_file *file;
+    int r;
+
+    if (base && base->format != layer->format)
+        return img_fail(err, EINVAL, "%s: the backing file of a VMDK image "
+                        "must be one too", base->path);
+    if (base) {
+        *cid = ((const struct vmdk_state *)base->state)->cid;
+        return 0;
+    }
+    r = layer->open_file(layer, name, false, &file, err);
+    if (r == 0) {
+        r = img_vmdk_read_cid(file, cid, err);
+        img_file_close(file);
+    }
+    return r ? img_fail_prefix(err, r, "%s: the content ID of the backing "
+                               "file is needed", layer->path) : 0;
+}
+
+int img_vmdk_set_backing(struct img_layer *layer, const char *name,
+                         const char *fmt, const struct img_layer *base,
+                         struct img_error *err)
+{
+    struct vmdk_state *st = layer->state;
+    char *backing = NULL, *backing_format = NULL;
+    uint32_t cid = VMDK_NO_PARENT;
+    int r = 0;
+
+    if (name && !*name)
+        name = NULL;
+    if (!st->text)
+        return img_fail(err, ENOTSUP, "%s: has no descriptor", layer->path);
+    if (name && fmt && strcmp(fmt, "vmdk"))
+        return img_fail(err, EINVAL, "%s: the backing file of a VMDK image "
+                        "must be one too, not %s", layer->path, fmt);
+    for (size_t i = 0; i < st->n_extents && name; i++)
+        if (!st->extents[i].sparse)
+            return img_fail(err, ENOTSUP, "%s: flat extents hide what is "
+                            "below", layer->path);
+    if (name) {
+        r = base_cid(layer, name, base, &cid, err);
+        backing = strdup(name);
+        backing_format = strdup("vmdk");
+        if (r == 0 && (!backing || !backing_format))
+            r = img_fail_nomem(err);
+    }
+    if (r == 0)
+        r = img_vmdk_text_set_id(st->text, "parentCID", cid, err);
+    if (r == 0)
+        r = img_vmdk_text_set(st->text, "parentFileNameHint", name, err);
+    if (r == 0)
+        r = img_vmdk_text_store(layer, err);
+    if (r) {
+        free(backing);
+        free(backing_format);
+        return r;
+    }
+    free(layer->backing);
+    free(layer->backing_format);
+    layer->backing = backing;
+    layer->backing_format = backing_format;
+    st->parent_cid = cid;
+    st->given_below = false;
+    return 0;
+}
+
+static int amend_id(struct vmdk_text *text, const char *key,
+                    const char *value, struct img_error *err)
+{
+    size_t len = strlen(value);
+
+    if (!len || len > 8 ||
+        strspn(value, "0123456789abcdefABCDEF") != len)
+        return img_fail(err, EINVAL, "%s is up to 8 hexadecimal digits, not "
+                        "'%s'", key, value);
+    return img_vmdk_text_set_id(text, key,
+                                (uint32_t)strtoul(value, NULL, 16), err);
+}
+
+/* VMware's entry, and VirtualBox's where the image has that. */
+static int amend_uuid(struct vmdk_text *text, const char *value,
+                      struct img_error *err)
+{
+    char vmware[48], plain[40], *had;
+    size_t n = 0;
+    int r;
+
+    if (!img_vmdk_uuid(value, vmware))
+        return img_fail(err, EINVAL, "uuid is 32 hexadecimal digits, not "
+                        "'%s'", value);
+    r = img_vmdk_text_set(text, "ddb.uuid", vmware, err);
+    had = img_vmdk_text_get(text, "ddb.uuid.image");
+    if (r || !had)
+        goto out;
+    for (const char *p = vmware; *p; p++) {
+        if (*p == ' ' || *p == '-')
+            continue;
+        plain[n++] = *p;
+        if (n == 8 || n == 13 || n == 18 || n == 23)
+            plain[n++] = '-';
+    }
+    plain[n] = 0;
+    r = img_vmdk_text_set(text, "ddb.uuid.image", plain, err);
+out:
+    free(had);
+    return r;
+}
+
+static int amend_one(struct vmdk_text *text, const char *setting,
+                     struct img_error *err)
+{
+    static const struct { const char *name, *key; } entries[] = {
+        { "adapter_type", "ddb.adapterType" },
+        { "hwversion", "ddb.virtualHWVersion" },
+        { "toolsversion", "ddb.toolsVersion" },
+    };
+    const char *value = strchr(setting, '=');
+    size_t len = value ? (size_t)(value - setting) : strlen(setting);
+
+    value = value ? value + 1 : "";
+    for (size_t i = 0; i < IMG_COUNT(entries); i++)
+        if (strlen(entries[i].name) == len &&
+            !strncmp(entries[i].name, setting, len))
+            return img_vmdk_text_set(text, entries[i].key, value, err);
+    if (len == 4 && !strncmp(setting, "uuid", len))
+        return amend_uuid(text, value, err);
+    if (len == 3 && !strncmp(setting, "ddb", len))
+        return img_vmdk_text_set_ddb(text, value, err);
+    if (len == 3 && !strncmp(setting, "cid", len))
+        return amend_id(text, "CID", value, err);
+    if (len == 10 && !strncmp(setting, "parent_cid", len))
+        return amend_id(text, "parentCID", value, err);
+    return img_fail(err, ENOTSUP, "VMDK option '%.*s' cannot be changed "
+                    "afterwards", (int)len, setting);
+}
+
+int img_vmdk_amend(struct img_layer *layer, const char *const *settings,
+                   const struct img_job *job, struct img_error *err)
+{
+    struct vmdk_state *st = layer->state;
+    struct vmdk_text *before = st->text;
+    size_t len;
+    char *copy;
+    int r;
+
+    if (!st->text)
+        return img_fail(err, ENOTSUP, "%s: has no descriptor", layer->path);
+    copy = img_vmdk_text_print(st->text, &len);
+    if (!copy)
+        return img_fail_nomem(err);
+    r = img_vmdk_text_parse(layer->path, copy, len, &st->text, err);
+    free(copy);
+    for (; settings && *settings && r == 0; settings++)
+        r = amend_one(st->text, *settings, err);
+    if (r == 0)
+        r = img_vmdk_text_store(layer, err);
+    if (r) {
+        img_vmdk_text_free(st->text);
+        st->text = before;
+    } else {
+        img_vmdk_text_free(before);
+        img_vmdk_text_get_id(st->text, "CID", &st->cid);
+        img_vmdk_text_get_id(st->text, "parentCID", &st->parent_cid);
+    }
+    return r ? r : img_vmdk_sync(layer, err);
+}

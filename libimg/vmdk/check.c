@@ -1,0 +1,463 @@
+/* Checking sparse extents: every grain inside the file and used once, both
+ * copies of the tables equal; and mending that.
+ *
+ * The file is looked over in windows with one bit per sector, so that the
+ * memory is bounded whatever the image says.  A redundant copy that is
+ * merely behind or ahead counts as a leak: a crash may leave it so.
+ */
+#include "vmdk/vmdk.h"
+#include "cache/tcache.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define WINDOW (UINT64_C(1) << 29)          /* sectors: 256 GiB, 64 MiB bits */
+
+struct check {
+    struct img_layer *layer;
+    const struct img_check_options *opts;
+    const struct img_job *job;
+    struct img_check_result *res;
+    struct vmdk_extent *x;
+    struct vmdk_sparse *s;
+    bool mend, mend_leaks;
+    uint64_t sectors;               /* of the file, when we began */
+    uint64_t from, to;              /* the window */
+    uint8_t *used;
+    uint64_t last_host;
+};
+
+static void say(struct check *c, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
+
+static void say(struct check *c, const char *fmt, ...)
+{
+    char text[400];
+    va_list ap;
+
+    if (!c->opts->report)
+        return;
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
+    c->opts->report(c->opts->report_opaque, text);
+}
+
+/* Marks sectors; returns whether one of them was marked already. */
+static bool mark(struct check *c, uint64_t first, uint64_t n)
+{
+    uint64_t end = IMG_MIN(first + n, c->to);
+    bool twice = false;
+
+    for (uint64_t i = IMG_MAX(first, c->from); i < end; i++) {
+        uint8_t *byte = &c->used[(i - c->from) / 8];
+        uint8_t bit = (uint8_t)(1u << (i - c->from) % 8);
+
+        twice |= *byte & bit;
+        *byte |= bit;
+    }
+    return twice;
+}
+
+static bool table_inside(const struct check *c, const uint32_t *gd, size_t g)
+{
+    uint64_t off = img_vmdk_table_off(c->s, gd, g);
+
+    return off >= VMDK_SECTOR && img_inside(off, c->s->gt_len,
+                                            c->s->file_len);
+}
+
+static void mark_tables(struct check *c, const uint32_t *gd, const char *what)
+{
+    struct vmdk_sparse *s = c->s;
+
+    for (size_t g = 0; gd && g < s->n_gd; g++) {
+        if (!gd[g] || !table_inside(c, gd, g))
+            continue;
+        if (mark(c, img_vmdk_table_off(s, gd, g) / VMDK_SECTOR,
+                 s->gt_len / VMDK_SECTOR)) {
+            c->res->errors++;
+            say(c, "ERROR %s %zu lies over other metadata", what, g);
+        }
+    }
+}
+
+static void mark_metadata(struct check *c)
+{
+    struct vmdk_state *st = c->layer->state;
+    struct vmdk_sparse *s = c->s;
+    uint64_t gd = img_div_up(s->n_gd * (uint64_t)s->entry, VMDK_SECTOR);
+
+    mark(c, 0, s->h.kind == VMDK_COWD ? 4 : 1);
+    if (!c->x->file && st->text_room)
+        mark(c, st->text_off / VMDK_SECTOR, st->text_room / VMDK_SECTOR);
+    mark(c, s->gd_off / VMDK_SECTOR, gd);
+    if (s->rgd)
+        mark(c, s->rgd_off / VMDK_SECTOR, gd);
+    mark_tables(c, s->gd, "Grain table");
+    mark_tables(c, s->rgd, "Redundant grain table");
+}
+
+/* A directory entry that points outside: a new table, with the other copy's
+ * entries where that is there. */
+static int mend_table(struct check *c, size_t g, bool second,
+                      struct img_error *err)
+{
+    struct vmdk_state *st = c->layer->state;
+    struct vmdk_sparse *s = c->s;
+    uint32_t *gd = second ? s->rgd : s->gd;
+    const uint32_t *other = second ? s->gd : s->rgd;
+    struct img_slice *from = NULL, *slices[2];
+    int r = 0;
+
+    if (other && other[g] && table_inside(c, other, g))
+        r = img_vmdk_table_get(c->layer, s, g, !second, &from, err);
+    if (r)
+        return r;
+    img_write_lock(&st->lock);
+    gd[g] = 0;
+    img_rw_unlock(&st->lock);
+    r = img_vmdk_tables_get(c->layer, s, g, slices, err);
+    if (r == 0) {
+        img_write_lock(&st->lock);
+        for (uint32_t i = 0; from && i < s->h.gt_entries; i++)
+            img_vmdk_set_entry(c->layer, slices, i,
+                               img_get_le32(from->data + 4 * (size_t)i));
+        img_rw_unlock(&st->lock);
+        img_vmdk_tables_put(c->layer, slices);
+        c->res->errors_fixed++;
+    }
+    if (from)
+        img_tcache_put(c->layer->tables, from);
+    return r;
+}
+
+static int check_directory(struct check *c, bool second,
+                           struct img_error *err)
+{
+    const uint32_t *gd = second ? c->s->rgd : c->s->gd;
+    int r = 0;
+
+    for (size_t g = 0; gd && g < c->s->n_gd && r == 0; g++) {
+        if (!gd[g] || table_inside(c, gd, g))
+            continue;
+        c->res->errors++;
+        say(c, "ERROR %s %zu at 0x%llx does not lie in the file",
+            second ? "redundant grain table" : "grain table", g,
+            (unsigned long long)img_vmdk_table_off(c->s, gd, g));
+        if (c->mend)
+            r = mend_table(c, g, second, err);
+    }
+    return r;
+}
+
+/* How many sectors the grain at host takes; 0 = it is not in the file. */
+static uint64_t grain_sectors(struct check *c, uint64_t host)
+{
+    struct vmdk_sparse *s = c->s;
+    uint8_t marker[VMDK_GRAIN_MARKER];
+    uint64_t len = UINT64_C(1) << s->grain_bits;
+
+    if (s->h.compressed && s->markers) {
+        if (!img_inside(host, sizeof marker, s->file_len))
+            return 0;
+        if (img_file_pread(s->file, marker, sizeof marker, host, NULL)) {
+            c->res->check_errors++;
+            return 0;
+        }
+        len = (uint64_t)img_get_le32(marker + 8) + sizeof marker;
+    } else if (s->h.compressed) {
+        len = VMDK_SECTOR;
+    }
+    /* The last grain need not be whole. */
+    return host < s->file_len && img_inside(host, 1, s->file_len) &&
+                   (!s->h.compressed || img_inside(host, len, s->file_len))
+               ? img_div_up(len, VMDK_SECTOR) : 0;
+}
+
+/* A grain that something else uses too gets a place of its own, with the
+ * same bytes. */
+static int move_grain(struct check *c, struct img_slice *slices[2],
+                      uint32_t i, uint64_t host, struct img_error *err)
+{
+    struct vmdk_state *st = c->layer->state;
+    struct vmdk_sparse *s = c->s;
+    size_t len = (size_t)1 << s->grain_bits;
+    void *buf = malloc(len);
+    uint64_t to = 0;
+    bool zeroed;
+    int r;
+
+    r = buf ? img_file_pread(s->file, buf, len, host, err)
+            : img_fail_nomem(err);
+    img_write_lock(&st->lock);
+    if (r == 0)
+        r = img_vmdk_take_grains(s, 1, &to, &zeroed, err);
+    img_rw_unlock(&st->lock);
+    if (r == 0)
+        r = img_file_pwrite(s->file, buf, len, to, err);
+    free(buf);
+    if (r)
+        return r;
+    img_write_lock(&st->lock);
+    img_vmdk_set_entry(c->layer, slices, i, (uint32_t)(to / VMDK_SECTOR));
+    img_rw_unlock(&st->lock);
+    c->res->errors_fixed++;
+    return 0;
+}
+
+static void set_one(struct check *c, struct img_slice *slice, uint32_t i,
+                    uint32_t v)
+{
+    struct vmdk_state *st = c->layer->state;
+    struct img_slice *one[2] = { slice, NULL };
+
+    img_write_lock(&st->lock);
+    img_vmdk_set_entry(c->layer, one, i, v);
+    img_rw_unlock(&st->lock);
+}
+
+/* Compares entry i of both copies; the first one counts, unless it points
+ * nowhere. */
+static void compare_copies(struct check *c, struct img_slice *slices[2],
+                           size_t g, uint32_t i)
+{
+    uint32_t a, b;
+    bool behind;
+
+    if (!slices[1])
+        return;
+    a = img_get_le32(slices[0]->data + 4 * (size_t)i);
+    b = img_get_le32(slices[1]->data + 4 * (size_t)i);
+    if (a == b)
+        return;
+    behind = a <= 1 || b <= 1;
+    say(c, "%s grain table %zu, entry %u: %u, but %u in the redundant copy",
+        behind ? "Leaked" : "ERROR", g, i, a, b);
+    if (behind)
+        c->res->leaks++;
+    else
+        c->res->errors++;
+    if (!(behind ? c->mend_leaks : c->mend))
+        return;
+    if (a > 1 && !grain_sectors(c, (uint64_t)a * VMDK_SECTOR))
+        set_one(c, slices[0], i, b);
+    else
+        set_one(c, slices[1], i, a);
+    if (behind)
+        c->res->leaks_fixed++;
+    else
+        c->res->errors_fixed++;
+}
+
+static void count(struct check *c, uint64_t host, uint64_t n)
+{
+    struct img_check_result *res = c->res;
+
+    res->allocated++;
+    res->compressed += c->s->h.compressed;
+    res->fragmented += c->last_host && host != c->last_host;
+    c->last_host = host + n * VMDK_SECTOR;
+    res->end_offset = IMG_MAX(res->end_offset, c->last_host);
+}
+
+static int check_entry(struct check *c, struct img_slice *slices[2], size_t g,
+                       uint32_t i, bool first, struct img_error *err)
+{
+    uint64_t host = 0, n;
+    enum vmdk_grain_kind kind;
+
+    if (first)
+        compare_copies(c, slices, g, i);
+    kind = img_vmdk_grain(c->s, slices[0]->data, i, &host);
+    if (kind == VMDK_GRAIN_ABSENT || kind == VMDK_GRAIN_ZERO)
+        return 0;
+    n = kind == VMDK_GRAIN_DATA ? grain_sectors(c, host) : 0;
+    if (!n) {
+        if (!first)
+            return 0;
+        c->res->errors++;
+        say(c, "ERROR grain table %zu, entry %u: grain at 0x%llx does not "
+            "lie in the file", g, i, (unsigned long long)host);
+        if (c->mend) {
+            struct vmdk_state *st = c->layer->state;
+
+            img_write_lock(&st->lock);
+            img_vmdk_set_entry(c->layer, slices, i, 0);
+            img_rw_unlock(&st->lock);
+            c->res->errors_fixed++;
+        }
+        return 0;
+    }
+    if (first)
+        count(c, host, n);
+    if (!mark(c, host / VMDK_SECTOR, n))
+        return 0;
+    c->res->errors++;
+    say(c, "ERROR grain table %zu, entry %u: the grain at 0x%llx is used "
+        "twice", g, i, (unsigned long long)host);
+    return c->mend ? move_grain(c, slices, i, host, err) : 0;
+}
+
+static int check_table(struct check *c, size_t g, bool first,
+                       struct img_error *err)
+{
+    struct vmdk_sparse *s = c->s;
+    struct img_slice *slices[2] = { NULL, NULL };
+    uint64_t left = img_div_up(c->x->len, UINT64_C(1) << s->grain_bits) -
+                    ((uint64_t)g << s->gt_bits);
+    uint32_t n = (uint32_t)IMG_MIN(left, (uint64_t)s->h.gt_entries);
+    int r;
+
+    if (!s->gd[g] || !table_inside(c, s->gd, g))
+        return 0;
+    r = img_vmdk_table_get(c->layer, s, g, false, &slices[0], err);
+    if (r)
+        return r;
+    if (s->rgd && s->rgd[g] && table_inside(c, s->rgd, g))
+        r = img_vmdk_table_get(c->layer, s, g, true, &slices[1], err);
+    for (uint32_t i = 0; i < n && r == 0; i++)
+        r = check_entry(c, slices, g, i, first, err);
+    if (slices[1])
+        img_tcache_put(c->layer->tables, slices[1]);
+    img_tcache_put(c->layer->tables, slices[0]);
+    if (r == 0 && img_tcache_is_full(c->layer->tables))
+        r = img_vmdk_write_back(c->layer, err);
+    return r;
+}
+
+static int check_tables(struct check *c, bool first, struct img_error *err)
+{
+    const struct img_job *job = c->job;
+    uint64_t windows = img_div_up(c->sectors, WINDOW);
+    uint64_t done = c->from / WINDOW * c->s->n_gd;
+    int r = 0;
+
+    for (size_t g = 0; g < c->s->n_gd && r == 0; g++) {
+        r = check_table(c, g, first, err);
+        if (r == 0 && job && job->progress && g % 64 == 0 &&
+            job->progress(job->opaque, done + g, windows * c->s->n_gd))
+            r = img_fail(err, ECANCELED, "%s: check was stopped",
+                         c->layer->path);
+    }
+    return r;
+}
+
+/* Sectors [first, end) belong to nothing: a leak as far as they take space
+ * on the host. */
+static int check_gap(struct check *c, uint64_t first, uint64_t end,
+                     struct img_error *err)
+{
+    uint64_t off = first * VMDK_SECTOR, left = (end - first) * VMDK_SECTOR;
+    uint64_t data = 0, run, n;
+    bool is_data;
+    int r = 0;
+
+    while (left && r == 0) {
+        r = img_file_extent(c->s->file, off, left, &is_data, &run, err);
+        if (r == 0 && is_data)
+            data += run;
+        off += run;
+        left -= run;
+    }
+    n = data >> c->s->grain_bits;
+    if (r || !n)
+        return r;
+    c->res->leaks += n;
+    say(c, "Leaked %llu grains at 0x%llx", (unsigned long long)n,
+        (unsigned long long)(first * VMDK_SECTOR));
+    if (!c->mend_leaks)
+        return 0;
+    r = img_file_discard(c->s->file, first * VMDK_SECTOR,
+                         (end - first) * VMDK_SECTOR, err);
+    if (r == 0)
+        c->res->leaks_fixed += n;
+    return r;
+}
+
+static bool is_used(const struct check *c, uint64_t sector)
+{
+    return c->used[(sector - c->from) / 8] >> (sector - c->from) % 8 & 1;
+}
+
+/* Streams have markers between their grains; those are no leaks. */
+static int check_gaps(struct check *c, struct img_error *err)
+{
+    uint64_t at = IMG_MAX(c->from, IMG_MIN(c->s->h.overhead, c->to)), end;
+    int r = 0;
+
+    if (c->s->h.compressed || c->s->h.kind == VMDK_SE)
+        return 0;
+    while (at < c->to && r == 0) {
+        if (is_used(c, at)) {
+            at++;
+            continue;
+        }
+        for (end = at; end < c->to && !is_used(c, end); end++)
+            ;
+        r = check_gap(c, at, end, err);
+        at = end;
+    }
+    return r;
+}
+
+static int check_extent(struct check *c, struct img_error *err)
+{
+    struct vmdk_sparse *s = c->s;
+    int r;
+
+    c->sectors = img_div_up(s->file_len, VMDK_SECTOR);
+    c->last_host = 0;
+    c->used = malloc((size_t)(IMG_MIN(c->sectors, WINDOW) / 8 + 1));
+    if (!c->used)
+        return img_fail_nomem(err);
+    c->res->total += img_div_up(c->x->len, UINT64_C(1) << s->grain_bits);
+    if (s->rgd_broken) {
+        c->res->errors++;
+        say(c, "ERROR the redundant grain directory does not lie in the "
+            "file");
+    }
+    r = check_directory(c, false, err);
+    if (r == 0)
+        r = check_directory(c, true, err);
+    for (c->from = 0; c->from < c->sectors && r == 0; c->from += WINDOW) {
+        c->to = IMG_MIN(c->from + WINDOW, c->sectors);
+        memset(c->used, 0, (size_t)((c->to - c->from) / 8 + 1));
+        mark_metadata(c);
+        r = check_tables(c, !c->from, err);
+        if (r == 0)
+            r = check_gaps(c, err);
+    }
+    free(c->used);
+    return r;
+}
+
+int img_vmdk_check(struct img_layer *layer,
+                   const struct img_check_options *opts,
+                   const struct img_job *job,
+                   struct img_check_result *res, struct img_error *err)
+{
+    struct vmdk_state *st = layer->state;
+    int r = 0;
+
+    for (size_t i = 0; i < st->n_extents && r == 0; i++) {
+        struct vmdk_extent *x = &st->extents[i];
+        bool may = x->sparse && layer->writable &&
+                   x->sparse->file->writable && x->sparse->entry == 4 &&
+                   !x->sparse->h.compressed;
+        struct check c = {
+            .layer = layer, .opts = opts, .job = job, .res = res, .x = x,
+            .s = x->sparse,
+            .mend = may && opts->repair == IMG_REPAIR_ALL,
+            .mend_leaks = may && (opts->repair & IMG_REPAIR_LEAKS),
+        };
+
+        if (x->sparse)
+            r = check_extent(&c, err);
+    }
+    if (r == 0 && opts->repair && layer->writable)
+        r = img_vmdk_sync(layer, err);
+    return r;
+}

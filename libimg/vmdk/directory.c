@@ -1,0 +1,233 @@
+/* Grain directories and grain tables of sparse extents.
+ *
+ * Directories are in memory, bounded by the length of the file and by one
+ * ceiling for all extents of an image; tables go through the cache, one
+ * slice each.
+ */
+#include "vmdk/vmdk.h"
+#include "cache/tcache.h"
+
+#include <stdlib.h>
+
+void img_vmdk_sparse_free(struct vmdk_sparse *s)
+{
+    if (!s)
+        return;
+    free(s->gd);
+    free(s->rgd);
+    free(s->freed.list);
+    free(s->free.list);
+    free(s);
+}
+
+/* seSparse: the top nibble says whether there is a table, the low half is
+ * its number. */
+static int se_entry(struct vmdk_sparse *s, size_t i, uint64_t v,
+                    uint32_t *out, struct img_error *err)
+{
+    if (!v)
+        return 0;
+    if (v >> 32 != 0x10000000 || (uint32_t)v == UINT32_MAX)
+        return img_fail(err, IMG_ECORRUPT, "%s: grain directory entry %zu is "
+                        "0x%llx", s->file->path, i, (unsigned long long)v);
+    *out = (uint32_t)v + 1;
+    return 0;
+}
+
+static int read_directory(struct img_layer *layer, struct vmdk_sparse *s,
+                          uint64_t off, uint32_t **gd, struct img_error *err)
+{
+    struct vmdk_state *st = layer->state;
+    unsigned width = s->entry;
+    uint64_t len = s->n_gd * (uint64_t)width;
+    uint32_t *list = NULL;
+    uint8_t *raw = NULL;
+    int r;
+
+    if (off < VMDK_SECTOR || !img_inside(off, len, s->file_len))
+        return img_fail(err, IMG_ECORRUPT, "%s: grain directory of %zu "
+                        "entries at 0x%llx does not lie in the file (%llu "
+                        "bytes)", s->file->path, s->n_gd,
+                        (unsigned long long)off,
+                        (unsigned long long)s->file_len);
+    if (len > VMDK_DIRECTORY_MAX - st->directory_bytes)
+        return img_fail(err, EFBIG, "%s: grain directory of %llu bytes is "
+                        "too large", s->file->path, (unsigned long long)len);
+    st->directory_bytes += len;
+    raw = malloc(len ? (size_t)len : 1);
+    list = calloc(s->n_gd ? s->n_gd : 1, sizeof *list);
+    r = raw && list ? 0 : img_fail_nomem(err);
+    if (r == 0 && len)
+        r = img_file_pread(s->file, raw, (size_t)len, off, err);
+    for (size_t i = 0; i < s->n_gd && r == 0; i++) {
+        if (width == 8)
+            r = se_entry(s, i, img_get_le64(raw + 8 * i), &list[i], err);
+        else
+            list[i] = img_get_le32(raw + 4 * i);
+    }
+    free(raw);
+    if (r) {
+        free(list);
+        return r;
+    }
+    *gd = list;
+    return 0;
+}
+
+static int compare_u32(const void *a, const void *b)
+{
+    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+
+    return x < y ? -1 : x > y;
+}
+
+/* Two directory entries with one table: a write to one guest range would
+ * show up in another. */
+static int tables_apart(struct vmdk_sparse *s, const uint32_t *gd,
+                        struct img_error *err)
+{
+    uint32_t step = s->gt_len / VMDK_SECTOR, *sorted, last = 0;
+    bool ordered = true, apart = true;
+    size_t n = 0;
+
+    for (size_t i = 0; i < s->n_gd && ordered; i++) {
+        if (!gd[i])
+            continue;
+        ordered = !last || (gd[i] > last && gd[i] - last >= step);
+        last = gd[i];
+    }
+    if (ordered)
+        return 0;
+    sorted = malloc(s->n_gd * sizeof *sorted);
+    if (!sorted)
+        return img_fail_nomem(err);
+    for (size_t i = 0; i < s->n_gd; i++)
+        if (gd[i])
+            sorted[n++] = gd[i];
+    qsort(sorted, n, sizeof *sorted, compare_u32);
+    for (size_t i = 1; i < n && apart; i++)
+        apart = sorted[i] - sorted[i - 1] >= step;
+    free(sorted);
+    if (!apart)
+        return img_fail(err, IMG_ECORRUPT, "%s: two entries of the grain "
+                        "directory share a grain table", s->file->path);
+    return 0;
+}
+
+static void set_shape(struct vmdk_sparse *s)
+{
+    const struct vmdk_header *h = &s->h;
+    uint64_t tables;
+
+    s->grain_bits = img_log2(h->grain * VMDK_SECTOR);
+    s->gt_bits = img_log2(h->gt_entries);
+    s->entry = h->kind == VMDK_SE ? 8 : 4;
+    s->gt_len = (uint32_t)img_round_up(h->gt_entries * s->entry, VMDK_SECTOR);
+    s->markers = h->flags & VMDK_FLAG_MARKERS;
+    s->zero_grain = h->kind == VMDK_SPARSE &&
+                    (h->flags & VMDK_FLAG_ZERO_GRAIN);
+    tables = img_div_up(h->capacity, h->grain << s->gt_bits);
+    s->n_gd = (size_t)tables;
+}
+
+static int read_directories(struct img_layer *layer, struct vmdk_sparse *s,
+                            struct img_error *err)
+{
+    const struct vmdk_header *h = &s->h;
+    uint64_t limit = s->file_len / VMDK_SECTOR + 1;
+    int r;
+
+    if (h->gd_off > limit || h->rgd_off > limit || h->tables_off > limit ||
+        h->grains_off > limit)
+        return img_fail(err, IMG_ECORRUPT, "%s: VMDK header: tables at "
+                        "sector %llu do not lie in the file (%llu bytes)",
+                        s->file->path, (unsigned long long)
+                        IMG_MAX(IMG_MAX(h->gd_off, h->rgd_off),
+                                IMG_MAX(h->tables_off, h->grains_off)),
+                        (unsigned long long)s->file_len);
+    if (h->kind != VMDK_SPARSE && h->gd_max < s->n_gd)
+        return img_fail(err, IMG_ECORRUPT, "%s: grain directory has %llu "
+                        "entries, %zu are needed", s->file->path,
+                        (unsigned long long)h->gd_max, s->n_gd);
+    s->gd_off = h->gd_off * VMDK_SECTOR;
+    s->rgd_off = h->kind == VMDK_SPARSE ? h->rgd_off * VMDK_SECTOR : 0;
+    r = read_directory(layer, s, s->gd_off, &s->gd, err);
+    if (r == 0 && s->rgd_off) {
+        r = read_directory(layer, s, s->rgd_off, &s->rgd, err);
+        if (r == -IMG_ECORRUPT && (!layer->writable || layer->repair)) {
+            s->rgd_broken = true;
+            r = 0;
+        }
+    }
+    if (r == 0 && layer->writable && !layer->repair && s->entry == 4) {
+        r = tables_apart(s, s->gd, err);
+        if (r == 0 && s->rgd)
+            r = tables_apart(s, s->rgd, err);
+    }
+    return r;
+}
+
+int img_vmdk_sparse_open(struct img_layer *layer, struct img_file *file,
+                         struct vmdk_sparse **sparse, struct img_error *err)
+{
+    struct vmdk_sparse *s = calloc(1, sizeof *s);
+    uint64_t unit;
+    int r;
+
+    if (!s)
+        return img_fail_nomem(err);
+    s->file = file;
+    r = img_file_size(file, &s->file_len, err);
+    if (r == 0)
+        r = img_vmdk_header_read(file, s->file_len, &s->h, err);
+    if (r == 0 && !s->h.grain)
+        r = img_fail(err, IMG_ECORRUPT, "%s: a VMDK extent without grains",
+                     file->path);
+    if (r == 0) {
+        set_shape(s);
+        /* A whole grain apart, so that direct I/O to grains is aligned;
+         * packed grains begin with any sector. */
+        unit = s->h.compressed ? VMDK_SECTOR : UINT64_C(1) << s->grain_bits;
+        s->next = img_round_up(s->file_len, unit);
+        if (s->h.kind == VMDK_COWD)
+            s->next = IMG_MAX(s->next, s->h.free_sector * VMDK_SECTOR);
+        r = read_directories(layer, s, err);
+    }
+    if (r) {
+        img_vmdk_sparse_free(s);
+        return r;
+    }
+    *sparse = s;
+    return 0;
+}
+
+uint64_t img_vmdk_table_off(const struct vmdk_sparse *s, const uint32_t *gd,
+                            size_t g)
+{
+    if (!gd[g])
+        return 0;
+    if (s->h.kind == VMDK_SE)
+        return s->h.tables_off * VMDK_SECTOR +
+               (uint64_t)(gd[g] - 1) * s->gt_len;
+    return (uint64_t)gd[g] * VMDK_SECTOR;
+}
+
+int img_vmdk_table_get(struct img_layer *layer, struct vmdk_sparse *s,
+                       size_t g, bool second, struct img_slice **slice,
+                       struct img_error *err)
+{
+    struct vmdk_state *st = layer->state;
+    uint64_t off;
+
+    img_read_lock(&st->lock);
+    off = img_vmdk_table_off(s, second ? s->rgd : s->gd, g);
+    img_rw_unlock(&st->lock);
+    if (off < VMDK_SECTOR || !img_vmdk_in_file(layer, s, off, s->gt_len))
+        return img_fail(err, IMG_ECORRUPT, "%s: %s entry %zu: grain table at "
+                        "0x%llx does not lie in the file", s->file->path,
+                        second ? "redundant grain directory"
+                               : "grain directory", g,
+                        (unsigned long long)off);
+    return img_tcache_get(layer->tables, s->file, off, s->gt_len,
+                          second ? VMDK_KIND_RGT : VMDK_KIND_GT, slice, err);
+}

@@ -1,0 +1,316 @@
+/* Settings of new VMDK images: names, defaults, and what follows from them.
+ *
+ * Defaults are QEMU 7.2's, whose images VMware's and VirtualBox's products
+ * import; content IDs are made from the settings, so that equal commands
+ * make equal bytes.
+ */
+#include "vmdk/vmdk.h"
+#include "base/strings.h"
+
+#include <ctype.h>
+#include <stdio.h>
+#include <string.h>
+
+static const char *const subformat_names[] = {
+    "monolithicSparse", "monolithicFlat", "twoGbMaxExtentSparse",
+    "twoGbMaxExtentFlat", "streamOptimized", "vmfs", "vmfsSparse", NULL
+};
+static const char *const adapter_names[] = {
+    "ide", "lsilogic", "buslogic", "legacyESX", NULL
+};
+static const char *const target_names[] = {
+    "esxi", "workstation", "virtualbox", NULL
+};
+
+const struct img_option_info img_vmdk_create_options[] = {
+    { "adapter_type", "ide|lsilogic|buslogic|legacyESX",
+      "Virtual adapter type", IMG_OPTION_AMEND },
+    { "backing_file", "str", "File name of a base image", 0 },
+    { "backing_fmt", "str", "Must be 'vmdk' if present", 0 },
+    { "cid", "hex", "Content ID; made from the settings if not given",
+      IMG_OPTION_AMEND },
+    { "compat6", "on|off", "VMDK version 6 image", 0 },
+    { "ddb", "NAME=VALUE", "Entry of the disk data base", IMG_OPTION_AMEND },
+    { "hwversion", "str", "VMDK hardware version", IMG_OPTION_AMEND },
+    { "parent_cid", "hex", "Content ID of the parent", IMG_OPTION_AMEND },
+    { "size", "size", "Virtual disk size", 0 },
+    { "subformat", "monolithicSparse|monolithicFlat|twoGbMaxExtentSparse|"
+      "twoGbMaxExtentFlat|streamOptimized|vmfs|vmfsSparse",
+      "VMDK flat extent format", 0 },
+    { "target", "esxi|workstation|virtualbox",
+      "Defaults that this product takes, and a check that it does", 0 },
+    { "toolsversion", "str", "VMware guest tools version", IMG_OPTION_AMEND },
+    { "uuid", "uuid", "UUID of the image (ddb.uuid)", IMG_OPTION_AMEND },
+    { "zeroed_grain", "on|off",
+      "Enable efficient zero writes using the zeroed-grain GTE feature", 0 },
+    { NULL, NULL, NULL, 0 }
+};
+
+const char *img_vmdk_subformat_name(enum vmdk_subformat subformat)
+{
+    return subformat_names[subformat];
+}
+
+bool img_vmdk_uuid(const char *text, char *out)
+{
+    size_t n = 0;
+    char *o = out;
+
+    for (; *text; text++) {
+        if (*text == ' ' || *text == '-')
+            continue;
+        if (!isxdigit((unsigned char)*text) || n == 32)
+            return false;
+        if (n && n % 2 == 0)
+            *o++ = n == 16 ? '-' : ' ';
+        *o++ = (char)tolower((unsigned char)*text);
+        n++;
+    }
+    *o = 0;
+    return n == 32;
+}
+
+static uint32_t hash(uint32_t h, const char *text)
+{
+    for (; text && *text; text++)
+        h = (h ^ (uint8_t)*text) * 0x01000193;
+    return h * 31 + 7;
+}
+
+static uint32_t derive_cid(const struct vmdk_options *o)
+{
+    uint32_t h = 0x811c9dc5;
+    char number[48];
+
+    snprintf(number, sizeof number, "%llu %d %x",
+             (unsigned long long)o->size, (int)o->subformat,
+             (unsigned)o->parent_cid);
+    h = hash(h, number);
+    h = hash(h, o->adapter);
+    h = hash(h, o->hardware);
+    h = hash(h, o->uuid);
+    h = hash(h, o->backing);
+    h = (h ^ h >> 15) * 0x2c1b3c6d;
+    h ^= h >> 12;
+    return h && h < VMDK_NO_PARENT - 1 ? h : 1;
+}
+
+/* What a product takes: ESXi's importers want streams or its own flat disks
+ * on a SCSI adapter, see VMware KB 1028943 and the OVF tool's guide. */
+static int apply_target(const struct img_create_options *opts,
+                        struct vmdk_options *o, struct img_error *err)
+{
+    static const struct {
+        enum vmdk_subformat subformat;
+        const char *adapter, *hardware;
+    } defaults[] = {
+        { VMDK_STREAM, "lsilogic", "13" },
+        { VMDK_MONOLITHIC_SPARSE, "lsilogic", "13" },
+        { VMDK_MONOLITHIC_SPARSE, "ide", "4" },
+    };
+    unsigned target = IMG_COUNT(defaults);
+    int r;
+
+    r = img_setting_choice(opts->settings, "target", target_names, &target,
+                           err);
+    if (r || target == IMG_COUNT(defaults))
+        return r;
+    if (!img_setting(opts->settings, "subformat"))
+        o->subformat = defaults[target].subformat;
+    if (!img_setting(opts->settings, "adapter_type"))
+        o->adapter = defaults[target].adapter;
+    if (!img_setting(opts->settings, "hwversion") &&
+        !img_setting(opts->settings, "compat6"))
+        snprintf(o->hardware, sizeof o->hardware, "%s",
+                 defaults[target].hardware);
+    if (target == 0 && o->subformat != VMDK_STREAM &&
+        o->subformat != VMDK_VMFS && o->subformat != VMDK_MONOLITHIC_FLAT)
+        return img_fail(err, EINVAL, "target=esxi takes streamOptimized, "
+                        "monolithicFlat and vmfs, not %s",
+                        subformat_names[o->subformat]);
+    if (target && (o->subformat == VMDK_VMFS ||
+                   o->subformat == VMDK_VMFS_SPARSE))
+        return img_fail(err, EINVAL, "target=%s does not take %s",
+                        target_names[target], subformat_names[o->subformat]);
+    if (o->zeroed_grain && target == 2)
+        return img_fail(err, EINVAL, "target=virtualbox does not take "
+                        "zeroed_grain=on");
+    return 0;
+}
+
+static int hardware_version(const struct img_create_options *opts,
+                            struct vmdk_options *o, struct img_error *err)
+{
+    const char *given = img_setting(opts->settings, "hwversion");
+    const char *tools = img_setting(opts->settings, "toolsversion");
+    bool compat6 = false;
+    int r;
+
+    r = img_setting_bool(opts->settings, "compat6", &compat6, err);
+    if (r)
+        return r;
+    if (given && !strcmp(given, "undefined"))   /* QEMU's word for none */
+        given = NULL;
+    if (compat6 && given)
+        return img_fail(err, EINVAL, "compat6 cannot be enabled with "
+                        "hwversion set");
+    if (!given)
+        given = compat6 ? "6" : "4";
+    if (!tools)
+        tools = "2147483647";
+    if (strlen(given) >= sizeof o->hardware || strpbrk(given, "\"\r\n") ||
+        strlen(tools) >= sizeof o->tools || strpbrk(tools, "\"\r\n"))
+        return img_fail(err, EINVAL, "hwversion and toolsversion are short "
+                        "words");
+    snprintf(o->hardware, sizeof o->hardware, "%s", given);
+    snprintf(o->tools, sizeof o->tools, "%s", tools);
+    return 0;
+}
+
+static int id_setting(const struct img_create_options *opts, const char *key,
+                      uint32_t *id, struct img_error *err)
+{
+    const char *text = img_setting(opts->settings, key);
+    unsigned v;
+    char end;
+
+    if (!text)
+        return 0;
+    if (strlen(text) > 8 || sscanf(text, "%x%c", &v, &end) != 1)
+        return img_fail(err, EINVAL, "%s is up to 8 hexadecimal digits, not "
+                        "'%s'", key, text);
+    *id = v;
+    return 0;
+}
+
+static int check_shape(const struct vmdk_options *o, struct img_error *err)
+{
+    bool flat = o->subformat == VMDK_MONOLITHIC_FLAT ||
+                o->subformat == VMDK_SPLIT_FLAT || o->subformat == VMDK_VMFS;
+
+    if (flat && o->backing)
+        return img_fail(err, ENOTSUP, "Flat image can't have backing file");
+    if (flat && o->zeroed_grain)
+        return img_fail(err, ENOTSUP, "Flat image can't enable zeroed grain");
+    if (o->subformat == VMDK_VMFS_SPARSE && o->zeroed_grain)
+        return img_fail(err, ENOTSUP, "vmfsSparse has no zeroed grains");
+    if (o->size > VMDK_SIZE_MAX)
+        return img_fail(err, EFBIG, "%llu bytes are too many for a VMDK "
+                        "image", (unsigned long long)o->size);
+    if (o->subformat == VMDK_VMFS_SPARSE &&
+        o->size / VMDK_SECTOR > UINT32_MAX)
+        return img_fail(err, EFBIG, "vmfsSparse holds at most 2 TiB");
+    if (o->backing && strpbrk(o->backing, "\"\r\n"))
+        return img_fail(err, EINVAL, "a VMDK descriptor cannot hold the name "
+                        "of this backing file");
+    return 0;
+}
+
+int img_vmdk_options(const struct img_create_options *opts,
+                     struct vmdk_options *o, struct img_error *err)
+{
+    unsigned subformat = VMDK_MONOLITHIC_SPARSE, adapter = 0;
+    char uuid[48];
+    int r;
+
+    *o = (struct vmdk_options){ .parent_cid = VMDK_NO_PARENT };
+    if (opts->disk_size > VMDK_SIZE_MAX)
+        return img_fail(err, EFBIG, "%llu bytes are too many for a VMDK "
+                        "image", (unsigned long long)opts->disk_size);
+    o->size = img_round_up(opts->disk_size, VMDK_SECTOR);
+    o->backing = opts->backing && *opts->backing ? opts->backing : NULL;
+    r = img_setting_choice(opts->settings, "subformat", subformat_names,
+                           &subformat, err);
+    if (r == 0)
+        r = img_setting_choice(opts->settings, "adapter_type", adapter_names,
+                               &adapter, err);
+    if (r == 0)
+        r = img_setting_bool(opts->settings, "zeroed_grain",
+                             &o->zeroed_grain, err);
+    o->subformat = (enum vmdk_subformat)subformat;
+    o->adapter = adapter_names[adapter];
+    if (r == 0)
+        r = hardware_version(opts, o, err);
+    if (r == 0)
+        r = apply_target(opts, o, err);
+    if (r == 0)
+        r = check_shape(o, err);
+    if (r)
+        return r;
+    o->uuid = img_setting(opts->settings, "uuid");
+    if (o->uuid && !img_vmdk_uuid(o->uuid, uuid))
+        return img_fail(err, EINVAL, "uuid is 32 hexadecimal digits, not "
+                        "'%s'", o->uuid);
+    if (o->backing && opts->backing_format &&
+        strcmp(opts->backing_format, "vmdk"))
+        return img_fail(err, EINVAL, "backing_file must be a vmdk image");
+    r = id_setting(opts, "parent_cid", &o->parent_cid, err);
+    o->cid = derive_cid(o);
+    return r ? r : id_setting(opts, "cid", &o->cid, err);
+}
+
+/* QEMU lists what has a default or was given, by name. */
+int img_vmdk_defaults(const struct img_create_options *opts,
+                      struct img_strings *out, struct img_error *err)
+{
+    static const char *const names[] = {
+        "adapter_type", "cid", "compat6", "ddb", "hwversion", "parent_cid",
+        "subformat", "target", "toolsversion", "uuid", "zeroed_grain"
+    };
+    struct vmdk_options o;
+    int r;
+
+    r = img_vmdk_options(opts, &o, err);
+    for (size_t i = 0; i < IMG_COUNT(names) && r == 0; i++) {
+        const char *v = img_setting(opts->settings, names[i]);
+
+        if (!v && !strcmp(names[i], "compat6"))
+            v = "off";
+        if (!v && !strcmp(names[i], "hwversion"))
+            v = "undefined";
+        if (v)
+            r = img_strings_addf(out, err, "%s=%s", names[i], v);
+    }
+    return r;
+}
+
+static uint64_t count_tables(const struct vmdk_options *o, uint64_t reach)
+{
+    return img_div_up(o->size, reach);
+}
+
+int img_vmdk_measure(const struct img_create_options *opts, uint64_t size,
+                     uint64_t data_clusters_of(void *, uint32_t),
+                     void *opaque, struct img_measure *result,
+                     struct img_error *err)
+{
+    struct img_create_options sized = *opts;
+    uint32_t grain = 65536;
+    uint64_t tables, meta, data;
+    struct vmdk_options o;
+    int r;
+
+    sized.disk_size = size;
+    r = img_vmdk_options(&sized, &o, err);
+    if (r)
+        return r;
+    if (o.subformat == VMDK_MONOLITHIC_FLAT ||
+        o.subformat == VMDK_SPLIT_FLAT || o.subformat == VMDK_VMFS) {
+        result->required = result->fully_allocated = o.size;
+        return 0;
+    }
+    if (o.subformat == VMDK_VMFS_SPARSE)
+        grain = VMDK_SECTOR;
+    tables = count_tables(&o, grain == VMDK_SECTOR
+                                  ? UINT64_C(4096) * VMDK_SECTOR
+                                  : UINT64_C(512) << 16);
+    meta = grain == VMDK_SECTOR
+               ? 2048 + img_round_up(tables * 4, VMDK_SECTOR) + tables * 16384
+               : 2 * (tables * 2048 + img_round_up(tables * 4, VMDK_SECTOR)) +
+                     (1 + VMDK_TEXT_SECTORS) * VMDK_SECTOR;
+    meta = img_round_up(meta, 65536);
+    data = data_clusters_of(opaque, grain);
+    result->required = meta + data * grain;
+    result->fully_allocated = meta + img_round_up(o.size, grain);
+    return 0;
+}
