@@ -24,9 +24,11 @@ void img_ranges_destroy(struct img_ranges *r)
 
 static bool must_wait(const struct img_range *me)
 {
+    if (me->off == me->end)
+        return false;
     for (const struct img_range *p = me->prev; p; p = p->prev)
         if ((p->exclusive || me->exclusive) && p->off < me->end &&
-            me->off < p->end)
+            me->off < p->end && p->off < p->end)
             return true;
     return false;
 }

@@ -96,7 +96,7 @@ static int change_run(struct img_io *io, unsigned to, uint64_t off,
 static int change_blocks(struct img_io *io, unsigned to, uint64_t off,
                          uint64_t end, unsigned flags, struct img_error *err)
 {
-    uint64_t block = io->chain->layers[to]->block;
+    uint64_t cluster = UINT64_C(1) << io->chain->layers[to]->cluster_bits;
     struct img_cursor c;
 
     img_cursor_init(&c, io->chain, to, off, end - off, 0);
@@ -110,11 +110,13 @@ static int change_blocks(struct img_io *io, unsigned to, uint64_t off,
             return r;
         if (!is_done(io, to, flags, &run, depth))
             continue;
-        /* A lower layer's runs need not end where a block does. */
-        from = img_round_up(run.off, block);
+        /* Only whole clusters are passed over: what is left of a cluster
+         * may be all that keeps its place from being given back, and a
+         * lower layer's runs need not end where a block does. */
+        from = img_round_up(run.off, cluster);
         upto = run.off + run.len;
         if (upto < end)
-            upto = img_round_down(upto, block);
+            upto = img_round_down(upto, cluster);
         if (from >= upto)
             continue;
         if (off < from)
@@ -190,10 +192,8 @@ static int plan_edges(struct zeroing *z, struct img_error *err)
 
     if (!img_is_aligned(z->off, l->block))
         r = plan_edge(z, z->off, IMG_MIN(first_end, z->end), err);
-    if (r < 0 || z->off >= z->end)
-        return r;
     last = img_round_down(z->end, l->block);
-    if (last != z->end && z->end != l->size)
+    if (r == 0 && z->off < z->end && last != z->end && z->end != l->size)
         r = plan_edge(z, IMG_MAX(last, z->off), z->end, err);
     if (r == 0 && z->n_edges && (z->flags & IMG_FAST_ONLY))
         r = img_fail(err, ENOTSUP, "%s: zeros can only be written out here",
