@@ -1,0 +1,122 @@
+/* Where guest bytes are. */
+#include "qcow2/qcow2.h"
+#include "base/checked.h"
+#include "base/error.h"
+
+#include <sys/types.h>
+
+/* What one block (cluster or subcluster) says. */
+struct answer {
+    enum img_run_kind kind;
+    uint64_t host;
+    uint32_t packed_len;
+};
+
+static struct answer answer_of(const struct qcow2 *q,
+                               const struct qcow2_entry *e, unsigned sub)
+{
+    uint64_t in = (uint64_t)sub << q->block_bits;
+
+    switch (img_qcow2_entry_sub(q, e, sub)) {
+    case QCOW2_NORMAL:
+        return (struct answer){ IMG_RUN_DATA, e->host + in, 0 };
+    case QCOW2_ZEROS:
+        return (struct answer){ IMG_RUN_ZERO,
+                                e->has_host ? e->host + in : UINT64_MAX, 0 };
+    case QCOW2_PACKED_RUN:
+        return (struct answer){ IMG_RUN_PACKED, e->host, e->packed_len };
+    default:
+        return (struct answer){ IMG_RUN_ABSENT, UINT64_MAX, 0 };
+    }
+}
+
+static bool continues(const struct answer *first, const struct answer *next,
+                      uint64_t distance)
+{
+    if (next->kind != first->kind || next->kind == IMG_RUN_PACKED)
+        return false;
+    if (first->host == UINT64_MAX || next->host == UINT64_MAX)
+        return first->host == next->host;
+    return next->host == first->host + distance;
+}
+
+/* Walks blocks from off on as long as the answer continues. */
+static int map_slice(struct qcow2 *q, const struct qcow2_cursor *c,
+                     uint64_t off, uint64_t len, struct img_run *run,
+                     struct img_error *err)
+{
+    uint64_t block = UINT64_C(1) << q->block_bits;
+    unsigned subs = 1u << (q->cluster_bits - q->block_bits);
+    uint64_t start = img_round_down(off, block), at = start;
+    unsigned sub = (unsigned)((start >> q->block_bits) & (subs - 1));
+    struct answer first = { IMG_RUN_ABSENT, 0, 0 };
+    struct qcow2_entry e = { 0 };
+
+    for (uint32_t i = 0; i < c->left && at < off + len; i++, sub = 0) {
+        int r = img_qcow2_entry_decode(q, img_qcow2_cursor_entry(q, c, i),
+                                       c->cluster + i, &e, err);
+        if (r < 0 && at == start)
+            return r;
+        if (r < 0)
+            goto out;           /* an error further on is for later */
+        for (; sub < subs && at < off + len; sub++, at += block) {
+            struct answer now = answer_of(q, &e, sub);
+
+            if (at == start)
+                first = now;
+            else if (!continues(&first, &now, at - start))
+                goto out;
+            if (now.kind == IMG_RUN_PACKED) {
+                at = ((c->cluster + i + 1) << q->cluster_bits);
+                goto out;
+            }
+        }
+    }
+out:
+    run->off = off;
+    run->len = IMG_MIN(at - off, len);
+    run->kind = first.kind;
+    run->file = q->data;
+    run->host = first.host;
+    if (first.kind == IMG_RUN_DATA ||
+        (first.kind == IMG_RUN_ZERO && first.host != UINT64_MAX))
+        run->host += off - start;
+    run->host_max = first.packed_len;
+    run->codec = q->h.compression == QCOW2_ZSTD ? IMG_CODEC_ZSTD
+                                                : IMG_CODEC_DEFLATE;
+    return 0;
+}
+
+static int map(struct qcow2 *q, uint64_t off, uint64_t len, bool cached,
+               struct img_run *run, struct img_error *err)
+{
+    uint64_t clusters = ((off + len - 1) >> q->cluster_bits) -
+                        (off >> q->cluster_bits) + 1;
+    struct qcow2_cursor c;
+    uint64_t end;
+    int r = img_qcow2_cursor_get(q, off, clusters, cached, &c, err);
+
+    if (r < 0)
+        return r;
+    if (!c.slice) {
+        end = (c.cluster + c.skip) << q->cluster_bits;
+        *run = (struct img_run){ .off = off, .len = IMG_MIN(end - off, len),
+                                 .kind = IMG_RUN_ABSENT, .host = UINT64_MAX };
+        return 0;
+    }
+    r = map_slice(q, &c, off, len, run, err);
+    img_qcow2_cursor_put(q, &c);
+    return r;
+}
+
+int img_qcow2_map(struct img_layer *layer, uint64_t off, uint64_t len,
+                  unsigned flags, struct img_run *run, struct img_error *err)
+{
+    struct qcow2 *q = img_qcow2_of(layer);
+    int r;
+
+    img_lock(&q->lock);
+    r = map(q, off, len, flags & IMG_RUN_CACHED, run, err);
+    img_unlock(&q->lock);
+    return img_qcow2_result(q, r);
+}
