@@ -190,31 +190,43 @@ int img_qcow2_give_back(struct qcow2 *q, uint64_t host, uint64_t len,
     return img_qcow2_refs_add(q, first, last - first + 1, -1, err);
 }
 
+int img_qcow2_frees_room(struct qcow2 *q, size_t n, struct img_error *err)
+{
+    struct qcow2_ranges *f = &q->frees;
+    size_t room = IMG_MAX(f->n + n, f->room * 2);
+    struct qcow2_range *list;
+
+    if (f->room - f->n >= n)
+        return 0;
+    list = realloc(f->list, room * sizeof *list);
+    if (!list)
+        return img_fail_nomem(err);
+    f->list = list;
+    f->room = room;
+    return 0;
+}
+
 int img_qcow2_free_later(struct qcow2 *q, uint64_t host, uint64_t len,
                          bool discard, struct img_error *err)
 {
     struct qcow2_ranges *f = &q->frees;
     uint64_t from = img_round_down(host, q->cluster_size);
     uint64_t to = img_round_up(host + len, q->cluster_size);
+    int r;
 
-    f->clusters += (to - from) >> q->cluster_bits;
     if (f->n) {
         struct qcow2_range *last = &f->list[f->n - 1];
 
         if (last->off + last->len == from && last->discard == discard) {
             last->len += to - from;
+            f->clusters += (to - from) >> q->cluster_bits;
             return 0;
         }
     }
-    if (f->n == f->room) {
-        size_t room = f->room ? f->room * 2 : 64;
-        struct qcow2_range *list = realloc(f->list, room * sizeof *list);
-
-        if (!list)
-            return img_fail_nomem(err);
-        f->list = list;
-        f->room = room;
-    }
+    r = img_qcow2_frees_room(q, 1, err);
+    if (r < 0)
+        return r;
+    f->clusters += (to - from) >> q->cluster_bits;
     f->list[f->n++] = (struct qcow2_range){ from, to - from, discard };
     return 0;
 }

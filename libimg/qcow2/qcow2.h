@@ -312,6 +312,8 @@ int img_qcow2_take_bytes(struct qcow2 *q, uint32_t len, uint64_t *host,
 /* Drops references at once; for what nothing on the disk refers to. */
 int img_qcow2_give_back(struct qcow2 *q, uint64_t host, uint64_t len,
                         struct img_error *err);
+/* Makes room for n calls of free_later, which then cannot fail. */
+int img_qcow2_frees_room(struct qcow2 *q, size_t n, struct img_error *err);
 /* Drops references once the L2 tables are durable. */
 int img_qcow2_free_later(struct qcow2 *q, uint64_t host, uint64_t len,
                          bool discard, struct img_error *err);
@@ -326,6 +328,12 @@ int img_qcow2_write_back(struct qcow2 *q, bool durable,
 int img_qcow2_settle(struct qcow2 *q, struct img_error *err);
 /* Writes back if the cache says it is full. */
 int img_qcow2_relieve(struct qcow2 *q, struct img_error *err);
+
+/* ---- prealloc.c ---- */
+/* Gives every cluster of the guest range that has no place one; its content
+ * stays what it was, with metadata: zeros.  Without q->lock. */
+int img_qcow2_preallocate(struct qcow2 *q, uint64_t off, uint64_t len,
+                          enum img_prealloc prealloc, struct img_error *err);
 
 /* ---- the format's hooks ---- */
 int img_qcow2_map(struct img_layer *, uint64_t off, uint64_t len,
@@ -369,6 +377,9 @@ const struct qcow2_snapshot *img_qcow2_snapshot_find(const struct qcow2 *q,
                                                      const char *name);
 /* ---- bitmap.c ---- */
 int img_qcow2_bitmaps_load(struct qcow2 *q, struct img_error *err);
+/* Guest bytes are about to change. */
+int img_qcow2_bitmaps_touch(struct qcow2 *q, uint64_t off, uint64_t len,
+                            struct img_error *err);
 /* Saves what was recorded; before the layer closes. */
 int img_qcow2_bitmaps_save(struct qcow2 *q, struct img_error *err);
 void img_qcow2_bitmaps_free(struct qcow2 *q);

@@ -250,41 +250,69 @@ static int write_header_table_fields(struct qcow2 *q, struct img_error *err)
     return img_file_pwrite(q->file, field, sizeof field, 48, err);
 }
 
-/* Writes all refcount blocks, then the table at its new place, then the
- * header: each durable before what points to it. */
-static int switch_table(struct qcow2 *q, uint64_t *table, uint64_t entries,
-                        uint64_t host, struct img_error *err)
+/* Writes what the new blocks hold now; they are new, so no write-back has
+ * them in hand. */
+static int write_new_blocks(struct qcow2 *q, uint64_t from,
+                            struct img_error *err)
 {
-    uint64_t old_host = q->h.reftable_offset;
-    uint32_t old_clusters = q->h.reftable_clusters;
-    struct img_stage *stage;
-    int r = img_tcache_stage(q->tables, q->file, QCOW2_KIND_REFS, &stage,
-                             err);
+    uint32_t len = 1u << q->slice_bits;
+    int r = 0;
 
-    if (r < 0)
-        return r;
-    r = img_stage_write(stage, err);
-    img_stage_done(stage, r == 0);
+    for (uint64_t i = from; i < q->reftable_entries; i++) {
+        uint64_t block = block_offset(q, i);
+
+        for (uint64_t at = 0; block && r == 0 && at < q->cluster_size;
+             at += len) {
+            struct img_slice *s;
+
+            r = img_tcache_get(q->tables, q->file, block + at, len,
+                               QCOW2_KIND_REFS, &s, err);
+            if (r < 0)
+                break;
+            r = img_file_pwrite(q->file, s->data, len, block + at, err);
+            img_tcache_put(q->tables, s);
+        }
+    }
+    return r;
+}
+
+/* The blocks that describe the new table, then the table, then the header:
+ * each durable before what points to it.  Older blocks hold on the disk what
+ * the last write-back left, or zeros: nothing that is durable needs more.
+ * The old table is given back only after a write-back that may be under way
+ * on it has ended. */
+static int switch_table(struct qcow2 *q, uint64_t old_entries, uint64_t host,
+                        struct img_error *err)
+{
+    struct qcow2_header old = q->h;
+    int r = img_qcow2_frees_room(q, 1, err);
+
+    if (r == 0 && q->zeros_beyond_end)
+        r = img_file_truncate(q->file, q->end, err);
     if (r == 0)
-        r = img_qcow2_write_table(q, host, table, entries, err);
+        r = write_new_blocks(q, old_entries, err);
+    if (r == 0)
+        r = img_qcow2_write_table(q, host, q->reftable, q->reftable_entries,
+                                  err);
     if (r == 0)
         r = img_file_sync(q->file, err);
     if (r < 0)
         return r;
     q->h.reftable_offset = host;
-    q->h.reftable_clusters = (uint32_t)(entries * 8 >> q->cluster_bits);
+    q->h.reftable_clusters =
+        (uint32_t)(q->reftable_entries * 8 >> q->cluster_bits);
     r = write_header_table_fields(q, err);
     if (r == 0)
         r = img_file_sync(q->file, err);
     if (r < 0) {
-        q->h.reftable_offset = old_host;
-        q->h.reftable_clusters = old_clusters;
+        q->h.reftable_offset = old.reftable_offset;
+        q->h.reftable_clusters = old.reftable_clusters;
         return r;
     }
     q->reftable_dirty_from = q->reftable_dirty_to = 0;
-    return img_qcow2_give_back(q, old_host,
-                               (uint64_t)old_clusters << q->cluster_bits,
-                               err);
+    return img_qcow2_free_later(q, old.reftable_offset,
+                                (uint64_t)old.reftable_clusters <<
+                                q->cluster_bits, false, err);
 }
 
 /* A larger refcount table, in the first clusters that the old one could not
@@ -324,12 +352,22 @@ static int grow(struct qcow2 *q, uint64_t need, struct img_error *err)
             r = img_qcow2_refs_add(q, first + i, 1, 1, err);
     if (r == 0)
         r = img_qcow2_refs_add(q, first + blocks, clusters, 1, err);
-    if (r < 0)
+    if (r < 0) {
+        q->reftable_entries = old_entries;
         return r;
+    }
     img_qcow2_claim(q, (first + blocks) << q->cluster_bits,
                     clusters << q->cluster_bits);
-    return switch_table(q, table, entries,
-                        (first + blocks) << q->cluster_bits, err);
+    r = switch_table(q, old_entries, (first + blocks) << q->cluster_bits,
+                     err);
+    if (r < 0) {
+        /* Nothing on the disk knows the new blocks: forget them. */
+        q->reftable_entries = old_entries;
+        q->reftable_dirty_to = IMG_MIN(q->reftable_dirty_to, old_entries);
+        q->reftable_dirty_from = IMG_MIN(q->reftable_dirty_from,
+                                         q->reftable_dirty_to);
+    }
+    return r;
 }
 
 /* ---- finding free clusters --------------------------------------------- */
