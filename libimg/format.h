@@ -182,6 +182,9 @@ struct img_format {
     int (*open)(struct img_layer *, const struct img_open_options *,
                 struct img_error *);
     void (*close)(struct img_layer *);
+    /* Before a writable layer is closed: writes back what sync may leave for
+     * later.  NULL = sync. */
+    int (*finish)(struct img_layer *, struct img_error *);
     /* The layer below is open too: is it the one this image was made over?
      * Called once after open, before any map; NULL = any will do. */
     int (*check_base)(struct img_layer *, const struct img_layer *base,

@@ -1,5 +1,6 @@
 /* The table of formats; the only file that names them all. */
 #include "format.h"
+#include "qcow2/qcow2.h"
 #include "raw/raw.h"
 #include "vdi/vdi.h"
 #include "vmdk/vmdk.h"
@@ -7,6 +8,7 @@
 #include <string.h>
 
 const struct img_format *const img_formats[] = {
+    &img_qcow2,
     &img_raw,
     &img_format_vdi,
     &img_format_vmdk,

@@ -181,6 +181,13 @@ static int choose_format(const char *name, bool may_probe,
 
 /* ---- layers ------------------------------------------------------------ */
 
+static int layer_finish(struct img_layer *l, struct img_error *err)
+{
+    if (l->format->finish)
+        return l->format->finish(l, err);
+    return l->format->sync ? l->format->sync(l, err) : 0;
+}
+
 static void layer_free(struct img_layer *l)
 {
     if (l->format)
@@ -484,8 +491,8 @@ int img_chain_close(struct img_chain *c, struct img_error *err)
         struct img_layer *l = c->layers[d];
         int r = 0;
 
-        if (l->writable && l->format->sync)
-            r = l->format->sync(l, first ? NULL : err);
+        if (l->writable)
+            r = layer_finish(l, first ? NULL : err);
         if (first == 0)
             first = r;
         layer_free(l);
@@ -552,8 +559,8 @@ int img_chain_reopen(struct img_chain *c, unsigned d, bool writable,
 
     opts.flags &= ~(unsigned)(IMG_OPEN_WRITE | IMG_OPEN_REPAIR);
     opts.flags |= writable ? IMG_OPEN_WRITE : 0;
-    if (old->writable && old->format->sync)
-        r = old->format->sync(old, err);
+    if (old->writable)
+        r = layer_finish(old, err);
     if (r == 0)
         r = open_again(c, d, writable, &file, err);
     if (r < 0)

@@ -36,8 +36,8 @@ int img_file_pwritev(struct img_file *file, const struct iovec *iov, int n,
     return file->ops->pwritev(file, iov, n, off, err);
 }
 
-static int write_zeros(struct img_file *file, uint64_t off, uint64_t len,
-                       struct img_error *err)
+int img_file_write_zeros(struct img_file *file, uint64_t off, uint64_t len,
+                         struct img_error *err)
 {
     enum { PIECE = 1 << 20 };
     size_t piece = (size_t)IMG_MIN(len, (uint64_t)PIECE);
@@ -69,7 +69,7 @@ int img_file_zero(struct img_file *file, uint64_t off, uint64_t len,
     if (file->ops->zero)
         r = file->ops->zero(file, off, len, flags, err);
     if (r == -ENOTSUP && !(flags & IMG_FILE_FAST_ONLY))
-        r = write_zeros(file, off, len, err);
+        r = img_file_write_zeros(file, off, len, err);
     else if (r == -ENOTSUP)
         img_fail(err, ENOTSUP, "%s: zeros can only be written out here",
                  file->path);

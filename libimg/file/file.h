@@ -92,6 +92,9 @@ int img_file_pwritev(struct img_file *file, const struct iovec *iov, int n,
 /* Writes zeros where the file cannot do better, unless FAST_ONLY. */
 int img_file_zero(struct img_file *file, uint64_t off, uint64_t len,
                   unsigned flags, struct img_error *err);
+/* Writes them out, whatever the file could do better. */
+int img_file_write_zeros(struct img_file *file, uint64_t off, uint64_t len,
+                         struct img_error *err);
 /* A hint: gives space back if the file can; only real errors are reported. */
 int img_file_discard(struct img_file *file, uint64_t off, uint64_t len,
                      struct img_error *err);

@@ -126,6 +126,8 @@ struct qcow2_ranges {
 
 struct qcow2_bitmaps;           /* bitmap.c */
 
+extern const struct img_format img_qcow2;
+
 struct qcow2 {
     struct img_layer *layer;
     struct img_file *file;      /* layer->files[0] */
