@@ -175,8 +175,9 @@ static int inflate_with(struct worker *w, struct img_file *file,
     r = img_file_pread(file, w->packed, run->host_max, run->host, err);
     if (r < 0)
         return r;
-    r = img_unpack(w->unpacker, run->codec, w->packed, run->host_max, out,
-                   len, err);
+    r = img_unpack_short(w->unpacker, run->codec, w->packed, run->host_max,
+                         out, len, run->unpacked_min ? run->unpacked_min : len,
+                         err);
     if (r < 0)
         img_fail_prefix(err, r, "%s: compressed cluster at offset 0x%llx",
                         file->path, (unsigned long long)run->host);

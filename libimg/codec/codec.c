@@ -34,6 +34,13 @@ int img_unpack(struct img_unpacker *u, enum img_codec codec, const void *in,
                size_t in_len, void *out, size_t out_len,
                struct img_error *err)
 {
+    return img_unpack_short(u, codec, in, in_len, out, out_len, out_len, err);
+}
+
+int img_unpack_short(struct img_unpacker *u, enum img_codec codec,
+                     const void *in, size_t in_len, void *out, size_t out_len,
+                     size_t min_len, struct img_error *err)
+{
     int r = 0;
 
     if (codec == IMG_CODEC_ZSTD) {
@@ -45,7 +52,7 @@ int img_unpack(struct img_unpacker *u, enum img_codec codec, const void *in,
     if (!u->inflater)
         r = img_inflater_new(&u->inflater, err);
     return r < 0 ? r : img_inflate(u->inflater, codec, in, in_len, out,
-                                   out_len, err);
+                                   out_len, min_len, err);
 }
 
 int img_packer_new(enum img_codec codec, int level, uint32_t window,

@@ -14,6 +14,10 @@ void img_unpacker_free(struct img_unpacker *u);
 int img_unpack(struct img_unpacker *u, enum img_codec codec, const void *in,
                size_t in_len, void *out, size_t out_len,
                struct img_error *err);
+/* The same, but the content may end after min_len bytes; then zeros follow. */
+int img_unpack_short(struct img_unpacker *u, enum img_codec codec,
+                     const void *in, size_t in_len, void *out, size_t out_len,
+                     size_t min_len, struct img_error *err);
 
 /* level 0 = the codec's default.  window: distances reach at most so many
  * bytes back; 0 = no limit (qcow2 for strict readers: 4096). */

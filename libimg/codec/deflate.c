@@ -10,6 +10,7 @@
 
 #include <limits.h>
 #include <stdlib.h>
+#include <string.h>
 #include <zlib.h>
 #ifdef HAVE_LIBDEFLATE
 #include <libdeflate.h>
@@ -56,7 +57,8 @@ void img_inflater_free(struct img_inflater *i)
 
 static int inflate_slowly(struct img_inflater *i, enum img_codec codec,
                           const void *in, size_t in_len, void *out,
-                          size_t out_len, struct img_error *err)
+                          size_t out_len, size_t min_len,
+                          struct img_error *err)
 {
     int bits = codec == IMG_CODEC_ZLIB ? 15 : -15;
     int r;
@@ -80,6 +82,10 @@ static int inflate_slowly(struct img_inflater *i, enum img_codec codec,
     if (!i->z.avail_out && (r == Z_STREAM_END || (r == Z_BUF_ERROR &&
                                                   codec != IMG_CODEC_ZLIB)))
         return 0;
+    if (r == Z_STREAM_END && out_len - i->z.avail_out >= min_len) {
+        memset(i->z.next_out, 0, i->z.avail_out);
+        return 0;
+    }
     if (r == Z_STREAM_END)
         return img_fail(err, IMG_ECORRUPT, "deflate stream has %lu bytes "
                         "instead of %zu", i->z.total_out, out_len);
@@ -90,7 +96,7 @@ static int inflate_slowly(struct img_inflater *i, enum img_codec codec,
 }
 
 int img_inflate(struct img_inflater *i, enum img_codec codec, const void *in,
-                size_t in_len, void *out, size_t out_len,
+                size_t in_len, void *out, size_t out_len, size_t min_len,
                 struct img_error *err)
 {
     if (in_len > UINT_MAX || out_len > UINT_MAX)
@@ -106,10 +112,13 @@ int img_inflate(struct img_inflater *i, enum img_codec codec, const void *in,
     else
         r = libdeflate_deflate_decompress_ex(i->fast, in, in_len, out,
                                              out_len, &used, &made);
-    if (r == LIBDEFLATE_SUCCESS && made == out_len)
+    if (r == LIBDEFLATE_SUCCESS && made >= min_len) {
+        memset((char *)out + made, 0, out_len - made);
         return 0;
+    }
 #endif
-    return inflate_slowly(i, codec, in, in_len, out, out_len, err);
+    return inflate_slowly(i, codec, in, in_len, out, out_len, min_len,
+                          err);
 }
 
 /* ---- deflating --------------------------------------------------------- */

@@ -7,7 +7,7 @@ struct img_inflater;
 int img_inflater_new(struct img_inflater **i, struct img_error *err);
 void img_inflater_free(struct img_inflater *i);
 int img_inflate(struct img_inflater *i, enum img_codec codec, const void *in,
-                size_t in_len, void *out, size_t out_len,
+                size_t in_len, void *out, size_t out_len, size_t min_len,
                 struct img_error *err);
 
 struct img_deflater;
