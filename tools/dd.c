@@ -1,0 +1,283 @@
+/* vimg dd: copies a part of a disk into a new image.
+ *
+ * A whole disk is img_convert's work.  A part is copied here into a new image
+ * beside the target, which takes the target's place when it is complete. */
+#include "open.h"
+#include "progress.h"
+#include "size.h"
+#include "vimg.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { CHUNK = 1 << 20 };
+
+static struct {
+    struct open_how how;
+    const char *format;
+} args;
+
+static const struct option_def options[] = {
+    OPEN_FORMAT_ROW(&args.how),
+    { OPTION_TEXT, 'O', "target-format", "FMT",
+      "format of the new image; raw when not given", &args.format },
+    OPEN_SHARE_ROW(&args.how),
+    OPEN_IMAGE_OPTS_ROW(&args.how),
+    OPTIONS_OBJECT_ROW(&args.how.objects),
+    OPTIONS_HELP_ROW,
+    { 0 }
+};
+
+struct dd {
+    const char *in, *out;
+    uint64_t bs, count, skip;
+    bool has_count;
+    uint64_t start, length;     /* what to copy, in bytes */
+    uint64_t size;              /* of the new disk */
+};
+
+static bool operand(struct dd *dd, char *text)
+{
+    char *value = strchr(text, '=');
+    size_t len = value ? (size_t)(value - text) : strlen(text);
+
+    if (value)
+        value++;
+    if (value && len == 2 && !strncmp(text, "if", len)) {
+        dd->in = value;
+    } else if (value && len == 2 && !strncmp(text, "of", len)) {
+        dd->out = value;
+    } else if (value && len == 2 && !strncmp(text, "bs", len)) {
+        if (!size_argument(value, "bs", &dd->bs))
+            return false;
+        if (dd->bs < 1 || dd->bs > INT32_MAX) {
+            complain("Invalid bs specified. Must be between 1 and %d.",
+                     INT32_MAX);
+            return false;
+        }
+    } else if (value && len == 5 && !strncmp(text, "count", len)) {
+        dd->has_count = true;
+        return size_argument(value, "count", &dd->count);
+    } else if (value && len == 4 && !strncmp(text, "skip", len)) {
+        return size_argument(value, "skip", &dd->skip);
+    } else {
+        complain("unrecognized operand %.*s", (int)len, text);
+        return false;
+    }
+    return true;
+}
+
+static uint64_t times(uint64_t n, uint64_t bs)
+{
+    return n > INT64_MAX / bs ? INT64_MAX : n * bs;
+}
+
+static void lay_out(struct dd *dd, struct img_disk *from)
+{
+    uint64_t size = img_size(from), most;
+
+    dd->start = times(dd->skip, dd->bs);
+    if (dd->start > size) {
+        /* qemu-img's words; it makes an empty image and ends with 0. */
+        complain("%s: cannot skip to specified offset", dd->in);
+        dd->start = size;
+    }
+    dd->length = size - dd->start;
+    most = times(dd->count, dd->bs);
+    if (dd->has_count && dd->length > most)
+        dd->length = most;
+    dd->size = (dd->length + 511) & ~UINT64_C(511);
+}
+
+static int write_all(int fd, const char *buf, size_t len)
+{
+    while (len) {
+        ssize_t n = write(fd, buf, len);
+
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return -errno;
+        buf += n;
+        len -= (size_t)n;
+    }
+    return 0;
+}
+
+/* One piece: to a disk, or to fd when to is NULL. */
+static int copy_piece(struct img_disk *from, uint64_t from_off,
+                      struct img_disk *to, int fd, uint64_t to_off,
+                      size_t len, char *buf, struct img_error *err)
+{
+    bool zero;
+    int r = img_pread(from, buf, len, from_off, err);
+
+    if (r < 0)
+        return r;
+    zero = buf[0] == 0 && !memcmp(buf, buf + 1, len - 1);
+    if (to)
+        return zero ? 0 : img_pwrite(to, buf, len, to_off, 0, err);
+    r = write_all(fd, buf, len);
+    if (r < 0)
+        snprintf(err->message, sizeof err->message, "standard output: %s",
+                 strerror(-r));
+    return r;
+}
+
+static int copy(const struct dd *dd, struct img_disk *from,
+                struct img_disk *to, int fd, struct img_error *err)
+{
+    char *buf = need_memory(malloc(CHUNK));
+    struct img_job *job = progress_begin(false);
+    uint64_t at = 0;
+    int r = 0;
+
+    while (r == 0 && at < dd->length) {
+        uint64_t n = dd->length - at < CHUNK ? dd->length - at : CHUNK;
+
+        r = copy_piece(from, dd->start + at, to, fd, at, (size_t)n, buf, err);
+        at += n;
+        if (r == 0 && job->progress(job->opaque, at, dd->length)) {
+            snprintf(err->message, sizeof err->message, "interrupted");
+            r = -ECANCELED;
+        }
+    }
+    progress_end(r == 0);
+    free(buf);
+    return r;
+}
+
+static int part_to_image(const struct dd *dd, struct img_disk *from,
+                         const char *path, struct img_error *err)
+{
+    struct img_create_options create = IMG_CREATE_OPTIONS;
+    struct img_open_options opts = IMG_OPEN_OPTIONS;
+    struct img_disk *to = NULL;
+    int r, r2;
+
+    create.format = opts.format = args.format ? args.format : "raw";
+    create.disk_size = dd->size;
+    create.has_size = true;
+    opts.flags = IMG_OPEN_WRITE;
+    r = img_create(path, &create, err);
+    if (r == 0)
+        r = img_open(path, &opts, &to, err);
+    if (r == 0)
+        r = copy(dd, from, to, -1, err);
+    r2 = img_close(to, r == 0 ? err : NULL);
+    return r < 0 ? r : r2;
+}
+
+/* The new image appears when it is complete.  VMDK descriptors hold their own
+ * name and devices cannot be replaced: those are written in place. */
+static int part(const struct dd *dd, struct img_disk *from,
+                struct img_error *err)
+{
+    const char *format = args.format ? args.format : "raw";
+    const char *path = open_plain_path(dd->out);
+    struct stat st;
+    char *beside;
+    int r;
+
+    if (!strcmp(format, "vmdk") || (stat(path, &st) == 0 &&
+                                    !S_ISREG(st.st_mode)))
+        return part_to_image(dd, from, path, err);
+    beside = format_text("%s.vimg-%ld", path, (long)getpid());
+    r = part_to_image(dd, from, beside, err);
+    if (r == 0 && rename(beside, path) < 0) {
+        r = -errno;
+        snprintf(err->message, sizeof err->message, "%s: %s", path,
+                 strerror(errno));
+    }
+    if (r < 0)
+        unlink(beside);
+    free(beside);
+    return r;
+}
+
+static int whole(const struct dd *dd, struct img_disk *from, bool to_stdout,
+                 struct img_error *err)
+{
+    struct img_create_options create = IMG_CREATE_OPTIONS;
+    struct img_convert_options opts = IMG_CONVERT_OPTIONS;
+    int r;
+
+    create.format = args.format ? args.format : "raw";
+    opts.create = &create;
+    opts.warn = warn_line;
+    if (to_stdout)
+        r = img_convert_fd(&from, 1, STDOUT_FILENO, &opts,
+                           progress_begin(false), err);
+    else
+        r = img_convert(&from, 1, open_plain_path(dd->out), &opts,
+                        progress_begin(false), err);
+    progress_end(r == 0);
+    return r;
+}
+
+static int transfer(struct dd *dd, struct img_disk *from)
+{
+    bool to_stdout = !strcmp(dd->out, "-");
+    struct img_error err;
+    int r;
+
+    lay_out(dd, from);
+    if (!to_stdout && open_uses_file(from, open_plain_path(dd->out))) {
+        complain("%s is read by %s, and writing to it would destroy what is "
+                 "being read; copy to another name and rename that "
+                 "afterwards", dd->out, dd->in);
+        return 1;
+    }
+    if (dd->start == 0 && dd->length == img_size(from) && dd->length > 0)
+        r = whole(dd, from, to_stdout, &err);
+    else if (!to_stdout)
+        r = part(dd, from, &err);
+    else if (args.format && strcmp(args.format, "raw")) {
+        complain("A part of a disk can only be written to standard output as "
+                 "raw");
+        return 1;
+    } else
+        r = copy(dd, from, NULL, STDOUT_FILENO, &err);
+    if (r < 0)
+        complain("%s: %s", dd->out, err.message);
+    return r < 0 ? 1 : 0;
+}
+
+static int run(int argc, char **argv)
+{
+    struct dd dd = { .bs = 512 };
+    struct img_disk *from;
+    int code;
+
+    for (int i = 0; i < argc; i++)
+        if (!operand(&dd, argv[i]))
+            return 1;
+    if (!dd.in || !dd.out) {
+        complain("Must specify both input and output files");
+        return 1;
+    }
+    if (!open_check(&args.how))
+        return 1;
+    if (args.format && !img_format_by_name(args.format)) {
+        complain("Unknown file format '%s'", args.format);
+        return 1;
+    }
+    from = strcmp(dd.in, "-") || args.how.image_opts
+               ? open_image(dd.in, &args.how, 0) : open_stdin();
+    if (!from)
+        return 1;
+    code = transfer(&dd, from);
+    if (!close_image(from))
+        code = 1;
+    return progress_exit(code);
+}
+
+const struct command command_dd = {
+    "dd", "if=FILE of=FILE [bs=SIZE] [count=N] [skip=N]",
+    "Copy a disk, or a part of it, into a new image", options, run, false
+};
