@@ -150,7 +150,7 @@ static void make_image(const struct image *im)
     add(argv, &n, "qemu-io", "-f");
     add(argv, &n, im->format, "-c");
     add(argv, &n, "write -P 0x5a 1k 9k", "-c");
-    add(argv, &n, "write -P 0x5a 90k 1k", NULL);
+    add(argv, &n, "write -P 0x5a 150k 1k", NULL);
     if (!strncmp(im->name, "qcow2", 5) && strcmp(im->name, "qcow2-v2")) {
         add(argv, &n, "-c", "write -z 40k 16k");
         add(argv, &n, "-c", "write -z -u 128k 16k");
