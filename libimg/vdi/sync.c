@@ -104,7 +104,9 @@ static void settle(struct img_vdi *v, const struct batch *b, bool written)
                img_vdi_list_push(&v->free, v->freed.at[i]) == 0)
             i++;
         v->freed.n -= i;
-        memmove(v->freed.at, v->freed.at + i, v->freed.n * sizeof(uint32_t));
+        if (v->freed.n)
+            memmove(v->freed.at, v->freed.at + i,
+                    v->freed.n * sizeof(uint32_t));
     }
     img_unlock(&v->lock);
 }
