@@ -92,9 +92,11 @@ enum { N_IMAGES = sizeof(images) / sizeof(images[0]) };
 
 static void must_run(const char *const *argv)
 {
-    int r = run_program("/dev/stderr", argv);
+    int r = run_program("tool.out", argv);
 
     if (r) {
+        run_program("/dev/stderr", (const char *[]) { "cat", "tool.out",
+                    NULL });
         fprintf(stderr, "%s %s: exit %d\n", argv[0], argv[1], r);
         exit(99);
     }

@@ -332,7 +332,7 @@ static void add_others(void)
     add_plan("raw", (5 << 20) + 512, 0);
     if (img_format_by_name("vdi")) {
         add_plan("vdi", 16 << 20, 0);
-        set(add_plan("vdi", 16 << 20, 0), "preallocation=metadata");
+        set(add_plan("vdi", 16 << 20, 0), "static=on");
     }
     if (img_format_by_name("vmdk")) {
         for (int i = 0; i < 4; i++)
