@@ -9,7 +9,7 @@
 
 const struct img_format *const img_formats[] = {
     &img_qcow2,
-    &img_raw,
+    &img_format_raw,
     &img_format_vdi,
     &img_format_vmdk,
     NULL

@@ -12,6 +12,7 @@
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "cache/tcache.h"
+#include "cache/zcache.h"
 #include "file/file.h"
 #include "foreign.h"
 
@@ -21,7 +22,7 @@
 #include <unistd.h>
 
 enum { PROBE_BYTES = 64 * 1024, RAW_SCORE = 1 };
-#define DEFAULT_CACHE (UINT64_C(40) << 20)
+#define DEFAULT_CACHE (UINT64_C(40) << 20)  /* a fifth for what is inflated */
 
 /* ---- files ------------------------------------------------------------- */
 
@@ -201,6 +202,20 @@ static void layer_free(struct img_layer *l)
     free(l);
 }
 
+/* The same, while the disk stays open: the caches know files by address. */
+static void layer_drop(struct img_layer *l)
+{
+    const struct img_chain *c = l->core;
+
+    for (unsigned i = 0; i < l->n_files; i++) {
+        if (!l->files[i])
+            continue;
+        img_tcache_forget(c->tables, l->files[i], 0, UINT64_MAX);
+        img_zcache_forget_file(c->inflated, l->files[i]);
+    }
+    layer_free(l);
+}
+
 /* Owns file, on failure too. */
 static struct img_layer *layer_new(struct img_chain *c, struct img_file *file,
                                    bool writable)
@@ -311,7 +326,7 @@ static int push_layer(struct img_chain *c, struct img_file *file,
     r = layer_open(l, format, opts, err);
     if (r < 0) {
         c->n--;
-        layer_free(l);
+        layer_drop(l);
     }
     return r;
 }
@@ -460,6 +475,8 @@ int img_chain_open(const char *path, int fd,
 
     r = c ? img_tcache_new(budget - budget / 5, &c->tables, err)
           : img_fail_nomem(err);
+    if (r == 0)
+        r = img_zcache_new(budget / 5, &c->inflated, err);
     if (r == 0 && opts->snapshot && (opts->flags & IMG_OPEN_WRITE))
         r = img_fail(err, EINVAL, "%s: a snapshot can only be read", path);
     if (r < 0) {
@@ -498,6 +515,7 @@ int img_chain_close(struct img_chain *c, struct img_error *err)
         layer_free(l);
     }
     img_tcache_free(c->tables);
+    img_zcache_free(c->inflated);
     free(c->layers);
     free(c);
     return first;
@@ -541,14 +559,6 @@ static void lock_layer(const struct img_chain *c, const struct img_layer *l,
             img_file_lock(l->files[i], 0, IMG_PERM_ALL, NULL);
 }
 
-static void forget_layer(struct img_chain *c, struct img_layer *l)
-{
-    for (unsigned i = 0; i < l->n_files; i++)
-        if (l->files[i])
-            img_tcache_forget(c->tables, l->files[i], 0, UINT64_MAX);
-    layer_free(l);
-}
-
 int img_chain_reopen(struct img_chain *c, unsigned d, bool writable,
                      struct img_error *err)
 {
@@ -574,11 +584,11 @@ int img_chain_reopen(struct img_chain *c, unsigned d, bool writable,
         r = layer_open(l, old->format, &opts, err);
     if (r < 0) {
         if (l)
-            layer_free(l);
+            layer_drop(l);
         lock_layer(c, old, true);
         return r;
     }
-    forget_layer(c, old);
+    layer_drop(old);
     c->layers[d] = l;
     look_over(c);
     return 0;
@@ -599,14 +609,14 @@ int img_chain_reopen_below(struct img_chain *c, struct img_error *err)
     r = open_rest(c, err);
     if (r < 0) {
         while (c->n > 1)
-            forget_layer(c, c->layers[--c->n]);
+            layer_drop(c->layers[--c->n]);
         /* The array has had room for these before. */
         memcpy(c->layers + 1, old, n_old * sizeof *old);
         c->n = n_old + 1;
         c->backing_given = was_given;
     } else {
         for (unsigned d = 0; d < n_old; d++)
-            forget_layer(c, old[d]);
+            layer_drop(old[d]);
     }
     look_over(c);
     return r;

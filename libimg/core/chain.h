@@ -9,6 +9,7 @@ struct img_chain {
     struct img_layer **layers;  /* [0] is the top */
     unsigned n;
     struct img_tcache *tables;
+    struct img_zcache *inflated;
     struct img_open_options opts;   /* its strings are NULL after open */
     bool writable;              /* some layer is */
     bool from_fd;               /* the top came as a descriptor: its path is

@@ -66,16 +66,12 @@ int img_disk_open(const char *path, int fd,
         return img_fail_nomem(err);
     }
     r = img_chain_open(path, fd, opts, &d->chain, err);
-    if (r == 0) {
-        r = img_io_init(&d->io, d->chain, err);
-        if (r < 0)
-            img_chain_close(d->chain, NULL);
-    }
     if (r < 0) {
         free(d->path);
         free(d);
         return r;
     }
+    img_io_init(&d->io, d->chain);
     img_rwlock_init(&d->structure);
     img_mutex_init(&d->crew_lock);
     *disk = d;

@@ -6,47 +6,17 @@
 #include "core/request.h"
 #include "base/checked.h"
 #include "base/error.h"
-#include "cache/zcache.h"
+#include "codec/codec.h"
 
-#define DEFAULT_INFLATED (UINT64_C(8) << 20)
-
-static int new_inflated(const struct img_chain *chain,
-                        struct img_zcache **cache, struct img_error *err)
+void img_io_init(struct img_io *io, struct img_chain *chain)
 {
-    uint64_t budget = chain->opts.cache_bytes;
-
-    return img_zcache_new(budget ? budget / 5 : DEFAULT_INFLATED, cache, err);
-}
-
-int img_io_forget(struct img_io *io, struct img_error *err)
-{
-    struct img_zcache *fresh = NULL;
-    int r = new_inflated(io->chain, &fresh, err);
-
-    if (r < 0)
-        return r;
-    img_zcache_free(io->inflated);
-    io->inflated = fresh;
-    return 0;
-}
-
-int img_io_init(struct img_io *io, struct img_chain *chain,
-                struct img_error *err)
-{
-    int r;
-
     *io = (struct img_io){ .chain = chain };
-    r = new_inflated(chain, &io->inflated, err);
-    if (r < 0)
-        return r;
     img_ranges_init(&io->ranges);
     img_mutex_init(&io->pack_lock);
-    return 0;
 }
 
 void img_io_destroy(struct img_io *io)
 {
-    img_zcache_free(io->inflated);
     img_packer_free(io->packer);
     img_mutex_destroy(&io->pack_lock);
     img_ranges_destroy(&io->ranges);

@@ -11,17 +11,13 @@ struct img_packer;
 struct img_io {
     struct img_chain *chain;
     struct img_ranges ranges;
-    struct img_zcache *inflated;
     struct img_mutex pack_lock;
     struct img_packer *packer;  /* one that nobody uses; may be NULL */
     enum img_codec packer_codec;
 };
 
-int img_io_init(struct img_io *, struct img_chain *, struct img_error *);
+void img_io_init(struct img_io *, struct img_chain *);
 void img_io_destroy(struct img_io *);
-
-/* Forgets what was inflated: files are about to be closed. */
-int img_io_forget(struct img_io *io, struct img_error *err);
 
 /* Reads what layers from..n-1 show. */
 int img_io_read(struct img_io *, unsigned from, const struct iovec *, int n,

@@ -59,7 +59,7 @@ static int put_packed(struct img_io *io, unsigned to,
         l->format->abandon(l, p);
         return r;
     }
-    img_zcache_forget(io->inflated, l->files[p->file], p->host);
+    img_zcache_forget(io->chain->inflated, l->files[p->file], p->host);
     return img_note(io, to, l->format->publish(l, p, err));
 }
 

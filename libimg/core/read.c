@@ -54,7 +54,7 @@ static int read_run(struct img_io *io, unsigned depth,
                         "leaves its cluster", l->path,
                         (unsigned long long)run->len,
                         (unsigned long long)run->off);
-    return img_zcache_read(io->inflated, l->files[run->file], run,
+    return img_zcache_read(io->chain->inflated, l->files[run->file], run,
                            (uint32_t)cluster, (uint32_t)skip,
                            (uint32_t)run->len, s->iov, s->n, at, err);
 }

@@ -283,7 +283,7 @@ static int publish(struct img_copy *c, const struct img_place *places,
 
         /* Another cluster may have been inflated from here before. */
         if (p->packed)
-            img_zcache_forget(c->to->inflated, layer->files[p->file],
+            img_zcache_forget(c->to->chain->inflated, layer->files[p->file],
                               p->host);
         if (p->fresh || p->packed)
             r = layer->format->publish(layer, p, err);

@@ -162,11 +162,8 @@ static int look_below_anew(struct rebase *rb, struct img_error *err)
 {
     struct img_disk *d = rb->disk;
     struct img_error why;
-    int r = img_io_forget(&d->io, err);
+    int r = img_chain_reopen_below(d->chain, &why);
 
-    if (r < 0)
-        return r;
-    r = img_chain_reopen_below(d->chain, &why);
     if (r == 0 || rb->opts.unsafe)
         return 0;
     if (err)

@@ -290,7 +290,7 @@ static const struct img_option_info raw_options[] = {
     { NULL, NULL, NULL, 0 }
 };
 
-const struct img_format img_raw = {
+const struct img_format img_format_raw = {
     .info = { "raw", IMG_CAN_WRITE | IMG_CAN_CREATE | IMG_CAN_RESIZE,
               raw_options },
     .probe = raw_probe, .open = raw_open, .close = raw_close,

@@ -372,7 +372,7 @@ const struct img_format tiny_format = {
 
 /* Instead of libimg/formats.c. */
 const struct img_format *const img_formats[] = {
-    &img_raw, &tiny_format, NULL
+    &img_format_raw, &tiny_format, NULL
 };
 
 const struct img_format *img_format_find(const char *name)
