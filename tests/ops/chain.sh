@@ -8,7 +8,7 @@ cd "$tmp"
 
 clean() { for i; do qemu-img check -q -f qcow2 "$i" || die "$i is not clean"; done; }
 flat() { qemu-img convert -f "${3:-qcow2}" -O raw "$1" "$2"; }
-io() { local i=$1; shift; local a=(); for c; do a+=(-c "$c"); done; qemu-io -f qcow2 "${a[@]}" "$i" >/dev/null; }
+io() { local i=$1 c a=(); shift; for c; do a+=(-c "$c"); done; qemu-io -f qcow2 "${a[@]}" "$i" >/dev/null; }
 
 # base (raw or qcow2) <- mid <- top; sizes differ on purpose.
 make_chain() {  # format-of-base base-size mid-size top-size
@@ -18,7 +18,8 @@ make_chain() {  # format-of-base base-size mid-size top-size
     qemu-img create -q -f qcow2 -b base -F $1 mid $3
     io mid 'write -P 4 512k 64k' 'write -P 5 3M 100k' 'write -z 2M 128k'
     qemu-img create -q -f qcow2 -b mid -F qcow2 top $4
-    io top 'write -P 6 64k 64k' 'write -P 7 3100k 10k' 'write -z 640k 64k' "write -P 8 $(($4 - 512)) 512"
+    [ $4 -lt 4000000 ] || io top 'write -P 7 3100k 10k'
+    io top 'write -P 6 64k 64k' 'write -z 640k 64k' "write -P 8 $(($4 - 512)) 512"
 }
 
 for base in raw qcow2; do
@@ -44,7 +45,7 @@ for base in raw qcow2; do
     make_chain $base $sizes
     flat top before
     "$imgop" commit -k qcow2:top 1
-    "$imgop" commit -x 100000 qcow2:top 1 2>/dev/null && die "not canceled"
+    "$imgop" commit -r 500000 -x 100000 qcow2:top 1 2>/dev/null && die "not canceled"
     flat top after; cmp before after
     "$imgop" commit qcow2:top 1
     flat top after; cmp before after
@@ -78,7 +79,7 @@ done
 make_chain qcow2 8388608 8388608 8388608
 qemu-img create -q -f qcow2 other 8M; io other 'write -P 9 0 8M'
 flat top before
-! "$imgop" rebase -x 2000000 -B other -F qcow2 qcow2:top 2>/dev/null || die "not canceled"
+! "$imgop" rebase -r 8000000 -x 2000000 -B other -F qcow2 qcow2:top 2>/dev/null || die "not canceled"
 flat top after; cmp before after
 "$imgop" rebase -B other -F qcow2 qcow2:top
 flat top after; cmp before after

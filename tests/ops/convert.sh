@@ -121,8 +121,8 @@ rm -f old old.raw small
 echo precious > target
 before=$(ls -A | sort)
 for fmt in raw qcow2; do
-    for x in 1 9000000; do
-        ! "$imgop" convert -x $x raw:a.raw $fmt:target 2>err || die "not canceled"
+    for x in 0 1 9000000; do
+        ! "$imgop" convert -r 20000000 -x $x raw:a.raw $fmt:target 2>err || die "not canceled"
         [ "$(cat target)" = precious ] || die "cancel changed the target"
     done
 done

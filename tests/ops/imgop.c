@@ -70,7 +70,7 @@ static void print_measure(struct img_disk *disk,
     printf("required size: %llu\n", (unsigned long long)m.required);
     printf("fully allocated size: %llu\n",
            (unsigned long long)m.fully_allocated);
-    if (m.has_bitmaps && m.bitmaps)
+    if (m.has_bitmaps)
         printf("bitmaps size: %llu\n", (unsigned long long)m.bitmaps);
 }
 
@@ -130,10 +130,11 @@ int main(int argc, char **argv)
     job.progress = progress;
     create.settings = settings;
     optind = 2;
-    while ((c = getopt(argc, argv, "cj:S:B:F:o:x:ukszbZL")) != -1)
+    while ((c = getopt(argc, argv, "cj:r:S:B:F:o:x:ukszbL")) != -1)
         switch (c) {
         case 'c': o.compress = rb.compress = true; break;
         case 'j': job.threads = (unsigned)atoi(optarg); break;
+        case 'r': job.bytes_per_second = strtoull(optarg, NULL, 0); break;
         case 'S': o.sparse_bytes = (uint32_t)atoi(optarg);
                   o.no_sparse = !o.sparse_bytes; break;
         case 'B': create.backing = rb.backing = optarg; break;
