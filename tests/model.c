@@ -184,7 +184,9 @@ static int make_image(struct model *m)
     int n = 0;
 
     for (int i = 0; i < plan->backing; i++) {
-        const char *format = i ? "qcow2" : "raw";
+        /* Only VMDK goes over VMDK. */
+        const char *format = !strcmp(plan->format, "vmdk") ? "vmdk"
+                             : i ? "qcow2" : "raw";
         uint64_t size = i ? m->size
                           : m->size / 1024 * 3 / 4 * 1024 + 512;
 

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { PAGE = 4096 };                /* what a host can give back */
 #define WINDOW (UINT64_C(1) << 29)          /* sectors: 256 GiB, 64 MiB bits */
 
 struct check {
@@ -350,8 +351,9 @@ static int check_tables(struct check *c, bool first, struct img_error *err)
 static int check_gap(struct check *c, uint64_t first, uint64_t end,
                      struct img_error *err)
 {
-    uint64_t off = first * VMDK_SECTOR, left = (end - first) * VMDK_SECTOR;
-    uint64_t data = 0, run, n;
+    uint64_t off = img_round_up(first * VMDK_SECTOR, PAGE);
+    uint64_t to = img_round_down(end * VMDK_SECTOR, PAGE);
+    uint64_t left = to > off ? to - off : 0, data = 0, run, n;
     bool is_data;
     int r = 0;
 

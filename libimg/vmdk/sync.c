@@ -73,22 +73,6 @@ static int write_free_sector(struct vmdk_sparse *s, uint64_t next,
     return r;
 }
 
-/* Grains given back and no longer pointed to on disk. */
-static void release(struct img_layer *layer, struct vmdk_sparse *s,
-                    struct vmdk_list *gone)
-{
-    struct vmdk_state *st = layer->state;
-
-    for (size_t i = 0; i < gone->n; i++)
-        img_file_discard(s->file, gone->list[i],
-                         UINT64_C(1) << s->grain_bits, NULL);
-    img_write_lock(&st->lock);
-    for (size_t i = 0; i < gone->n; i++)
-        if (img_vmdk_list_add(&s->free, gone->list[i]))
-            break;
-    img_rw_unlock(&st->lock);
-}
-
 static int write_staged(struct vmdk_sparse *s, struct img_stage *second,
                         struct img_stage *first,
                         const struct directory_part *d,
@@ -139,7 +123,7 @@ static int write_back(struct img_layer *layer, struct vmdk_sparse *s,
     if (second)
         img_stage_done(second, r == 0);
     if (r == 0) {
-        release(layer, s, &gone);
+        img_vmdk_release(layer, s, &gone);
     } else if (!nothing) {
         img_write_lock(&st->lock);
         if (d.n) {

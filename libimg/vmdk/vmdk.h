@@ -126,6 +126,15 @@ struct vmdk_list {                  /* host offsets of single grains */
     size_t n, room;
 };
 
+struct vmdk_run {
+    uint64_t off, len;              /* bytes */
+};
+
+struct vmdk_runs {
+    struct vmdk_run *list;
+    size_t n, room;
+};
+
 struct vmdk_sparse {
     struct vmdk_header h;
     struct img_file *file;
@@ -139,7 +148,7 @@ struct vmdk_sparse {
     uint64_t file_len;              /* nobody writes beyond it */
     uint64_t next;                  /* bytes: the next fresh place */
     struct vmdk_list freed;         /* still on disk until the next sync */
-    struct vmdk_list free;          /* may be used again */
+    struct vmdk_runs free;          /* may be used again */
     bool rgd_broken;                /* there should be one */
     size_t gd_from, gd_to;          /* entries not on disk yet: [from, to) */
 };
@@ -233,7 +242,14 @@ int img_vmdk_take_grains(struct vmdk_sparse *s, uint32_t n, uint64_t *host,
 void img_vmdk_set_entry(struct img_layer *layer, struct img_slice *slices[2],
                         uint32_t i, uint32_t v);
 void img_vmdk_directory_changed(struct vmdk_sparse *s, size_t g);
+
+/* space.c; but for the last, called with the lock held for writing. */
 int img_vmdk_list_add(struct vmdk_list *l, uint64_t host);
+int img_vmdk_free_add(struct vmdk_sparse *s, uint64_t off, uint64_t len);
+bool img_vmdk_free_take(struct vmdk_sparse *s, uint64_t len, uint64_t *host);
+/* These grains are pointed to no more, on disk either.  Sorts the list. */
+void img_vmdk_release(struct img_layer *layer, struct vmdk_sparse *s,
+                      struct vmdk_list *gone);
 
 /* sync.c */
 int img_vmdk_sync(struct img_layer *layer, struct img_error *err);

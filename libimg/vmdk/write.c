@@ -13,21 +13,6 @@
 /* Table entries are 32-bit sectors. */
 #define HOST_MAX ((uint64_t)VMDK_SECTOR << 32)
 
-int img_vmdk_list_add(struct vmdk_list *l, uint64_t host)
-{
-    if (l->n == l->room) {
-        size_t room = l->room ? l->room * 2 : 64;
-        uint64_t *list = realloc(l->list, room * sizeof *list);
-
-        if (!list)
-            return -ENOMEM;
-        l->list = list;
-        l->room = room;
-    }
-    l->list[l->n++] = host;
-    return 0;
-}
-
 int img_vmdk_grow_file(struct vmdk_sparse *s, uint64_t len,
                        struct img_error *err)
 {
@@ -51,11 +36,9 @@ int img_vmdk_take_grains(struct vmdk_sparse *s, uint32_t n, uint64_t *host,
     uint64_t len = (uint64_t)n << s->grain_bits;
     int r;
 
-    if (n == 1 && s->free.n) {
-        *host = s->free.list[--s->free.n];
-        *zeroed = false;
+    *zeroed = false;
+    if (img_vmdk_free_take(s, len, host))
         return 0;
-    }
     r = img_vmdk_grow_file(s, s->next + len, err);
     if (r)
         return r;
@@ -383,10 +366,9 @@ void img_vmdk_abandon(struct img_layer *layer, const struct img_place *place)
     if (!place->fresh || place->packed)     /* packed: a leak, no more */
         return;
     img_write_lock(&st->lock);
-    for (uint64_t at = 0; at < place->fill_len;
-         at += UINT64_C(1) << x->sparse->grain_bits)
-        if (img_vmdk_list_add(&x->sparse->free, host + at))
-            break;
+    img_vmdk_free_add(x->sparse, host,
+                      img_round_up(place->fill_len,
+                                   UINT64_C(1) << x->sparse->grain_bits));
     img_rw_unlock(&st->lock);
 }
 
