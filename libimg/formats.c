@@ -2,6 +2,7 @@
 #include "format.h"
 #include "qcow2/qcow2.h"
 #include "raw/raw.h"
+#include "qcow/qcow.h"
 #include "vdi/vdi.h"
 #include "vmdk/vmdk.h"
 
@@ -10,6 +11,8 @@
 const struct img_format *const img_formats[] = {
     &img_qcow2,
     &img_format_raw,
+    &img_raw,
+    &img_format_qcow,
     &img_format_vdi,
     &img_format_vmdk,
     NULL
