@@ -11,7 +11,6 @@
 const struct img_format *const img_formats[] = {
     &img_qcow2,
     &img_format_raw,
-    &img_raw,
     &img_format_qcow,
     &img_format_vdi,
     &img_format_vmdk,
