@@ -1,6 +1,6 @@
 /* The requests of core/ on a chain of two tiny images over a raw one, against
  * flat arrays. */
-#include "unit.h"
+#include "folder.h"
 #include "tiny.h"
 #include "core/disk.h"
 #include "file/file.h"
@@ -12,62 +12,29 @@
 enum { RAW_SIZE = 40 * 1024, MID_SIZE = 64 * 1024 + 512,
        SIZE = 96 * 1024 + 1536 };
 
-static char dir[64];
 static unsigned char flat[SIZE];
-static struct img_error err;
-
-static char *in_dir(const char *name)
-{
-    static char path[4][128];
-    static int turn;
-
-    turn = (turn + 1) % 4;
-    snprintf(path[turn], sizeof path[turn], "%s/%s", dir, name);
-    return path[turn];
-}
-
-static void make(const char *name, const char *format, uint64_t size,
-                 const char *backing)
-{
-    struct img_create_options o = IMG_CREATE_OPTIONS;
-
-    o.format = format;
-    o.disk_size = size;
-    o.backing = backing;
-    o.flags = IMG_CREATE_NO_SYNC;
-    assert_ok(img_create(in_dir(name), &o, &err), err);
-}
 
 static struct img_disk *reopen(const char *name, unsigned flags)
 {
-    struct img_open_options o = IMG_OPEN_OPTIONS;
-    struct img_disk *d;
-
-    o.format = "tiny";
-    o.flags = flags | IMG_OPEN_NO_SYNC;
-    assert_ok(img_open(in_dir(name), &o, &d, &err), err);
-    return d;
+    return open_as(name, "tiny", flags | IMG_OPEN_NO_SYNC);
 }
 
 /* top -> mid -> raw, with something in each. */
 static void make_chain(uint64_t seed)
 {
     static unsigned char buf[RAW_SIZE];
-    struct img_open_options o = IMG_OPEN_OPTIONS;
     struct img_disk *d;
 
     memset(flat, 0, sizeof flat);
-    make("raw", "raw", RAW_SIZE, NULL);
-    o.format = "raw";
-    o.flags = IMG_OPEN_WRITE;
-    assert_ok(img_open(in_dir("raw"), &o, &d, &err), err);
+    assert_ok(make("raw", "raw", RAW_SIZE, NULL, NULL, 0, NULL), err);
+    d = open_as("raw", "raw", IMG_OPEN_WRITE);
     for (size_t i = 0; i < sizeof buf; i++)
         buf[i] = (unsigned char)unit_random(&seed);
     assert_ok(img_pwrite(d, buf, sizeof buf, 0, 0, &err), err);
     assert_ok(img_close(d, &err), err);
     memcpy(flat, buf, RAW_SIZE);
 
-    make("mid", "tiny", MID_SIZE, "raw");
+    assert_ok(make("mid", "tiny", MID_SIZE, "raw", NULL, 0, NULL), err);
     d = reopen("mid", IMG_OPEN_WRITE);
     assert_ok(img_pwrite(d, "middle", 6, 5000, 0, &err), err);
     memcpy(flat + 5000, "middle", 6);
@@ -76,7 +43,7 @@ static void make_chain(uint64_t seed)
     assert_ok(img_zero(d, 9000, 9000, 0, &err), err);
     memset(flat + 9000, 0, 9000);
     assert_ok(img_close(d, &err), err);
-    make("top", "tiny", SIZE, "mid");
+    assert_ok(make("top", "tiny", SIZE, "mid", NULL, 0, NULL), err);
 }
 
 static void check_all(struct img_disk *d)
@@ -281,7 +248,7 @@ static void test_nothing_is_allocated(void **state)
     struct img_disk *d;
 
     memset(flat, 0, sizeof flat);
-    make("alone", "tiny", SIZE, NULL);
+    assert_ok(make("alone", "tiny", SIZE, NULL, NULL, 0, NULL), err);
     d = reopen("alone", IMG_OPEN_WRITE);
     assert_ok(img_zero(d, 0, SIZE, 0, &err), err);
     assert_ok(img_zero(d, 5, 50, 0, &err), err);
@@ -358,7 +325,7 @@ static void test_places(void **state)
     struct img_disk *d;
     unsigned n;
 
-    make("alone", "tiny", SIZE, NULL);
+    assert_ok(make("alone", "tiny", SIZE, NULL, NULL, 0, NULL), err);
     d = reopen("alone", IMG_OPEN_WRITE);
     for (size_t i = 0; i < SIZE; i++)
         flat[i] = (unsigned char)unit_random(&seed);
@@ -379,20 +346,6 @@ static void test_places(void **state)
     assert_ok(img_close(d, &err), err);
 }
 
-static int set_up(void **state)
-{
-    snprintf(dir, sizeof dir, "/tmp/vimg-io-XXXXXX");
-    return mkdtemp(dir) ? 0 : -1;
-}
-
-static int tear_down(void **state)
-{
-    char cmd[100];
-
-    snprintf(cmd, sizeof cmd, "rm -rf %s", dir);
-    return system(cmd);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -405,5 +358,5 @@ int main(void)
         cmocka_unit_test(test_places),
     };
 
-    return cmocka_run_group_tests(tests, set_up, tear_down);
+    return cmocka_run_group_tests(tests, folder_set_up, folder_tear_down);
 }
