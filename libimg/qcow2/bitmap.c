@@ -54,3 +54,10 @@ int img_qcow2_bitmaps_describe(struct qcow2 *q, struct img_info *info,
 {
     return 0;
 }
+
+int img_qcow2_bitmaps_visit(struct qcow2 *q,
+                            int visit(void *, uint64_t off, uint64_t len),
+                            void *opaque, struct img_error *err)
+{
+    return 0;
+}

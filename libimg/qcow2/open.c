@@ -218,6 +218,8 @@ static int view_snapshot(struct qcow2 *q, const char *name,
 static int allow_writing(struct qcow2 *q, struct img_error *err)
 {
     uint64_t unknown = q->h.autoclear & ~QCOW2_AUTOCLEAR_KNOWN;
+    struct img_check_options repair = IMG_CHECK_OPTIONS;
+    struct img_check_result result;
 
     if (!q->layer->writable || q->layer->repair)
         return 0;
@@ -226,9 +228,10 @@ static int allow_writing(struct qcow2 *q, struct img_error *err)
                         "read/write (vimg check -r all may repair it)",
                         q->layer->path);
     if (q->h.incompatible & QCOW2_DIRTY) {
-        return img_fail(err, EACCES, "%s: was not closed properly and must "
-                        "be repaired first (vimg check -r all)",
-                        q->layer->path);
+        /* The refcounts are not up to date; the tables are. */
+        repair.repair = IMG_REPAIR_ALL;
+        memset(&result, 0, sizeof result);
+        return img_qcow2_check(q->layer, &repair, NULL, &result, err);
     }
     if (!unknown)
         return 0;
@@ -348,6 +351,6 @@ const struct img_format img_qcow2 = {
     .abandon = img_qcow2_abandon, .unmap = img_qcow2_unmap,
     .sync = img_qcow2_sync, .touch = img_qcow2_touch,
     .resize = img_qcow2_resize, .set_backing = img_qcow2_set_backing,
-    .measure = img_qcow2_measure, .describe = img_qcow2_describe,
+    .check = img_qcow2_check, .measure = img_qcow2_measure, .describe = img_qcow2_describe,
     .defaults = img_qcow2_defaults,
 };
