@@ -96,7 +96,10 @@ static int open_temporary(const char *path,
     return ret;
 }
 
-static int open_image(struct nbd_image *image,
+/* beside: this process has the image open already and holds its locks.  What
+ * a snapshot shows does not change under a writer: clusters and tables that
+ * it shares are copied first. */
+static int open_image(struct nbd_image *image, bool beside,
                       const struct nbd_image_options *o,
                       struct img_error *err)
 {
@@ -108,6 +111,7 @@ static int open_image(struct nbd_image *image,
     open.flags |= image->writable ? IMG_OPEN_WRITE : 0;
     open.flags |= o->format ? 0 : IMG_OPEN_PROBE;
     open.flags |= o->discard ? IMG_OPEN_UNMAP : 0;
+    open.flags |= beside && image->snapshot ? IMG_OPEN_NO_LOCK : 0;
     open.format = o->format;
     open.snapshot = image->snapshot;
     open.window_offset = o->window_offset;
@@ -133,14 +137,18 @@ static int get_image(struct nbd_exports *all, const char *path,
                      struct nbd_image **out, struct img_error *err)
 {
     struct nbd_image *image;
+    bool beside = false;
     int ret;
 
-    for (image = all->images; image; image = image->next)
-        if (same_text(image->path, path) &&
-            same_text(image->snapshot, snapshot)) {
+    for (image = all->images; image; image = image->next) {
+        if (strcmp(image->path, path))
+            continue;
+        beside = true;
+        if (same_text(image->snapshot, snapshot)) {
             *out = image;
             return 0;
         }
+    }
     image = calloc(1, sizeof *image);
     if (!image)
         return nbd_fail(err, ENOMEM, "no memory");
@@ -150,7 +158,7 @@ static int get_image(struct nbd_exports *all, const char *path,
     ret = image->path && (!snapshot || image->snapshot) ? 0 :
         nbd_fail(err, ENOMEM, "no memory");
     if (ret == 0)
-        ret = open_image(image, o, err);
+        ret = open_image(image, beside, o, err);
     if (ret < 0) {
         image_free(image);
         return ret;

@@ -120,13 +120,17 @@ static int open_exports(struct nbd_options *o, struct nbd_exports *all,
     if (o->file)
         return nbd_exports_add(all, o->name ? o->name : "", o->description,
                                o->file, &o->image, err);
-    for (unsigned i = 0; i < o->n_exports && ret == 0; i++) {
+    /* Snapshots last: their image may be open, and locked, by then. */
+    for (unsigned i = 0; i < 2 * o->n_exports && ret == 0; i++) {
+        const struct nbd_export_spec *s = &o->exports[i % o->n_exports];
         struct nbd_image_options image = o->image;
 
-        image.snapshot = o->exports[i].snapshot;
-        image.partition = o->exports[i].partition;
-        ret = nbd_exports_add(all, o->exports[i].name, o->description,
-                              o->exports[i].path, &image, err);
+        if ((s->snapshot != NULL) != (i >= o->n_exports))
+            continue;
+        image.snapshot = s->snapshot;
+        image.partition = s->partition;
+        ret = nbd_exports_add(all, s->name, o->description, s->path, &image,
+                              err);
     }
     return ret;
 }

@@ -1,0 +1,25 @@
+#!/bin/sh
+# Clients that no server should meet; CVE-2024-7409 by name.
+. "${builddir:-.}/tests/functions.sh"
+. "$srcdir/tests/nbd/nbd.sh"
+hostile=$builddir/tests/nbd/hostile
+[ -x "$hostile" ] || skip "tests/nbd/hostile is not built"
+
+truncate -s 16M "$tmp/disk.raw"
+serve -e 0 -f raw --handshake-limit=2 "$tmp/disk.raw"
+"$hostile" "$sock"
+
+# Silent clients are sent away when their time is up, and no sooner.
+start=$(date +%s)
+"$hostile" "$sock" silent >/dev/null
+took=$(($(date +%s) - start))
+[ $took -ge 1 ] || die "the handshake limit is not kept"
+stop_server
+
+# CVE-2024-7409: the server ends while handshakes are under way.
+serve -e 0 -f raw --handshake-limit=0 "$tmp/disk.raw"
+mkfifo "$tmp/ready"
+"$hostile" "$sock" silent >"$tmp/ready" &
+head -n 1 <"$tmp/ready" >/dev/null
+stop_server
+wait $! || die "the silent client"

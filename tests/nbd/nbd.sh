@@ -1,0 +1,24 @@
+# Sourced by the NBD tests: starting and stopping vimg-nbd.
+sock=$tmp/sock
+pidfile=$tmp/pid
+cleanup() {
+    for p in "$tmp"/*pid; do
+        [ ! -s "$p" ] || kill -9 "$(cat "$p")" 2>/dev/null || :
+    done
+}
+
+serve() { # OPTIONS FILE; returns once it listens
+    vimg-nbd -t -k "$sock" --fork --pid-file "$pidfile" "$@" ||
+        die "vimg-nbd $* did not start"
+}
+
+stop_server() {
+    pid=$(cat "$pidfile")
+    kill "$pid"
+    n=0
+    while kill -0 "$pid" 2>/dev/null; do
+        n=$((n + 1))
+        [ $n -lt 200 ] || die "vimg-nbd does not end"
+        sleep 0.05
+    done
+}
