@@ -510,10 +510,8 @@ uint64_t nbd_export_hole(struct nbd_export *e, uint64_t off, uint64_t len,
     *data = len;
     if (img_map(e->disk, e->base + off, len, 0, &x, NULL) < 0)
         return 0;               /* the read will say what is wrong */
-    if (x.kind == IMG_ZEROS || x.kind == IMG_HOLE)
-        return x.len;
-    *data = x.len;
-    return 0;
+    *data = x.kind == IMG_ZEROS || x.kind == IMG_HOLE ? 0 : x.len;
+    return x.len - *data;
 }
 
 int nbd_export_status(struct nbd_export *e, unsigned context, uint64_t off,

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Clients that no server should meet; CVE-2024-7409 by name.
-. "${builddir:-.}/tests/functions.sh"
+. ./tests/functions.sh
 . "$srcdir/tests/nbd/nbd.sh"
 hostile=$builddir/tests/nbd/hostile
 [ -x "$hostile" ] || skip "tests/nbd/hostile is not built"

@@ -1,6 +1,6 @@
 #!/bin/sh
 # vimg-nbd with other people's clients: nbdinfo, nbdcopy, qemu-img, qemu-io.
-. "${builddir:-.}/tests/functions.sh"
+. ./tests/functions.sh
 . "$srcdir/tests/nbd/nbd.sh"
 need nbdinfo nbdcopy qemu-img qemu-io qemu-nbd
 
@@ -25,26 +25,32 @@ qemu-img bitmap --add "$tmp/top.qcow2" bm
 qemu-io -f qcow2 -c 'write -P 9 10M 300k' "$tmp/top.qcow2" >/dev/null
 qemu-img convert -f qcow2 -O raw "$tmp/top.qcow2" "$tmp/top.raw"
 
+bm='-B bm'
+contexts='base:allocation qemu:allocation-depth qemu:dirty-bitmap:bm'
+vimg info "$tmp/top.qcow2" | grep -q bitmaps || {
+    bm= contexts='base:allocation qemu:allocation-depth'
+}
+
 # What nbdinfo, qemu-img and we ourselves say of it is what they say of
 # qemu-nbd.
 describe() { # SOCKET PREFIX
     uri="nbd+unix:///?socket=$1"
     nbdinfo --list "$uri" | sed 's/socket=.*//' >"$2.list"
     vimg-nbd -L -k "$1" >"$2.L"
-    for c in base:allocation qemu:allocation-depth qemu:dirty-bitmap:bm; do
+    for c in $contexts; do
         nbdinfo --map="$c" "$uri" >"$2.map-$c"
     done
     qemu-img map --output=json "$uri" >"$2.map"
     nbdinfo --size "$uri" >"$2.size"
 }
-serve -r -A -B bm -D 'a test' -e 0 -f qcow2 "$tmp/top.qcow2"
+serve -r -A $bm -D 'a test' -e 0 -f qcow2 "$tmp/top.qcow2"
 describe "$sock" "$tmp/ours"
 nbdcopy "nbd+unix:///?socket=$sock" "$tmp/copy.raw"
 same nbdcopy "$tmp/top.raw" "$tmp/copy.raw"
 qemu-img compare -f raw -F raw "nbd+unix:///?socket=$sock" "$tmp/top.raw" \
     >/dev/null || die "qemu-img compare"
 stop_server
-qemu-nbd -r -A -B bm -D 'a test' -e 9 -t -f qcow2 -k "$tmp/q.sock" --fork \
+qemu-nbd -r -A $bm -D 'a test' -e 9 -t -f qcow2 -k "$tmp/q.sock" --fork \
     --pid-file "$tmp/q.pid" "$tmp/top.qcow2"
 describe "$tmp/q.sock" "$tmp/theirs"
 qemu-nbd -L -k "$tmp/q.sock" >"$tmp/theirs.L"

@@ -1,6 +1,6 @@
 #!/bin/sh
 # 64 connections at once on an overlay, for VIMG_SOAK seconds (3).
-. "${builddir:-.}/tests/functions.sh"
+. ./tests/functions.sh
 . "$srcdir/tests/nbd/nbd.sh"
 need qemu-img
 soak=$builddir/tests/nbd/soak
