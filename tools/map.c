@@ -69,8 +69,24 @@ static bool joins(const struct row *a, const struct row *b)
     return a->offset + a->length == b->offset;
 }
 
-static bool next_row(struct img_disk *disk, uint64_t at, uint64_t end,
-                     struct row *row)
+/* QEMU counts what no layer has, and what lies behind the end of a short
+ * layer, as unallocated in the layer above. */
+static void place_hole(const struct img_info *info, struct row *row)
+{
+    if (row->present) {
+        for (unsigned i = 0; info && i < row->depth; i++)
+            info = info->below;
+        if (!row->zero || !info || row->start < info->size)
+            return;
+        row->present = false;
+        row->offset = UINT64_MAX;
+    }
+    if (row->depth)
+        row->depth--;
+}
+
+static bool next_row(struct img_disk *disk, const struct img_info *info,
+                     uint64_t at, uint64_t end, struct row *row)
 {
     struct img_extent extent;
     struct img_error err;
@@ -88,10 +104,12 @@ static bool next_row(struct img_disk *disk, uint64_t at, uint64_t end,
                       ? extent.host_off : UINT64_MAX,
         .file = img_file_name(disk, extent.depth, extent.file),
     };
+    place_hole(info, row);
     return true;
 }
 
-static bool map(struct img_disk *disk, uint64_t start, uint64_t end, bool json)
+static bool map(struct img_disk *disk, const struct img_info *info,
+                uint64_t start, uint64_t end, bool json)
 {
     struct row row = { .start = start, .offset = UINT64_MAX }, next;
     uint64_t at = start;
@@ -101,7 +119,7 @@ static bool map(struct img_disk *disk, uint64_t start, uint64_t end, bool json)
         printf("%-16s%-16s%-16s%s\n", "Offset", "Length", "Mapped to",
                "File");
     while (at < end) {
-        if (!next_row(disk, at, end, &next))
+        if (!next_row(disk, info, at, end, &next))
             return false;
         at += next.length;
         if (row.length == 0) {
@@ -122,7 +140,9 @@ static int run(int argc, char **argv)
 {
     enum output output = output_argument(args.output);
     uint64_t start = 0, length = UINT64_MAX, end;
+    struct img_info *info = NULL;
     struct img_disk *disk;
+    struct img_error err;
     bool ok;
 
     if (output == OUTPUT_BAD)
@@ -143,7 +163,12 @@ static int run(int argc, char **argv)
         end = start;
     if (length < end - start)
         end = start + length;
-    ok = map(disk, start, end, output == OUTPUT_JSON);
+    ok = img_info_get(disk, &info, &err) == 0;
+    if (ok)
+        ok = map(disk, info, start, end, output == OUTPUT_JSON);
+    else
+        complain("%s", err.message);
+    img_info_free(info);
     if (!close_image(disk))
         ok = false;
     return ok ? 0 : 1;

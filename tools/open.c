@@ -213,7 +213,10 @@ struct img_disk *open_image(const char *name, const struct open_how *how,
                                            &owned))
         goto out;
     if (img_open(loc.path, &loc.opts, &disk, &err) < 0) {
-        complain("Could not open '%s': %s", name, err.message);
+        if (how->failing)
+            complain("%s %s: %s", how->failing, name, err.message);
+        else
+            complain("Could not open '%s': %s", name, err.message);
         disk = NULL;
     } else if (!loc.opts.format && (flags & IMG_OPEN_WRITE) &&
                !strcmp(img_format_name(disk), "raw")) {

@@ -15,6 +15,8 @@ struct open_how {
     const char *cache;          /* -t or -T: none, writeback ... */
     const char *discard;        /* -d: ignore or unmap */
     const char *snapshot;       /* -l: ID, name, or snapshot.id=... */
+    const char *failing;        /* what to complain; NULL = "Could not open"
+                                   and the name in quotes */
     struct option_list objects; /* --object */
 };
 

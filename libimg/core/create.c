@@ -17,6 +17,7 @@
 #include "file/file.h"
 
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -431,6 +432,42 @@ int img_create(const char *path, const struct img_create_options *opts,
 
 /* ---- what would be made ------------------------------------------------ */
 
+/* Puts one line before those that a format gave. */
+static int put_first(struct img_strings *s, size_t at, const char *key,
+                     const char *value, struct img_error *err)
+{
+    char *made;
+    int r;
+
+    if (!value || img_setting((const char *const *)s->list, key))
+        return 0;
+    r = img_strings_addf(s, err, "%s=%s", key, value);
+    if (r < 0)
+        return r;
+    made = s->list[s->n - 1];
+    memmove(&s->list[at + 1], &s->list[at],
+            (s->n - 1 - at) * sizeof s->list[0]);
+    s->list[at] = made;
+    return 0;
+}
+
+/* A format that has no place of its own for them leaves the size and the
+ * backing file to us; qemu-img lists them first. */
+static int add_common(const struct img_create_options *o,
+                      struct img_strings *out, struct img_error *err)
+{
+    char size[24];
+    int r;
+
+    snprintf(size, sizeof size, "%llu", (unsigned long long)o->disk_size);
+    r = put_first(out, 0, "size", size, err);
+    if (r == 0)
+        r = put_first(out, 1, "backing_file", o->backing, err);
+    if (r == 0 && o->backing)
+        r = put_first(out, 2, "backing_fmt", o->backing_format, err);
+    return r;
+}
+
 int img_create_resolve(const char *path, const struct img_create_options *opts,
                        char ***settings, struct img_error *err)
 {
@@ -445,9 +482,8 @@ int img_create_resolve(const char *path, const struct img_create_options *opts,
         r = resolve(m, err);
     if (r == 0 && m->pub.format->defaults)
         r = m->pub.format->defaults(&m->opts, &out, err);
-    else if (r == 0)
-        r = img_strings_addf(&out, err, "size=%llu",
-                             (unsigned long long)m->opts.disk_size);
+    if (r == 0)
+        r = add_common(&m->opts, &out, err);
     making_free(m);
     if (r < 0) {
         img_strings_free(&out);
