@@ -41,6 +41,9 @@ static int open_disk(struct model *m, unsigned flags)
     opts.format = m->plan->format;
     opts.flags = flags | (durable ? 0 : IMG_OPEN_NO_SYNC) |
                  (rng_below(&m->rng, 2) ? IMG_OPEN_UNMAP : 0);
+    /* qcow has no room for the format of its backing file. */
+    if (!strcmp(opts.format, "qcow"))
+        opts.flags |= IMG_OPEN_PROBE_BACKING;
     opts.cache_bytes = caches[rng_below(&m->rng, 4)];
     opts.warn = on_warn;
     if (img_open(m->path, &opts, &m->disk, &err) < 0)

@@ -2,11 +2,12 @@
  *
  * The file's sectors are counted: "owned" ones lie whole in something, "used"
  * ones are touched by something.  Two things in one owned sector are an
- * error; clusters of the file that nothing touches are leaks.
+ * error.  Clusters of the file that nothing touches are no leaks: whatever is
+ * written anew leaves them behind, and the format cannot use them again.
  *
  * Repair takes bad entries out; two guest clusters in one place are parted,
- * each gets what both have shown.  Leaks are given back to the file system,
- * for the format has no way to use them again.
+ * each gets what both have shown.  What nothing touches is given back to the
+ * file system.
  */
 #include "qcow/qcow.h"
 #include "base/checked.h"
@@ -230,8 +231,11 @@ static int look_at_l2(struct checking *c, const struct img_job *job,
         if (job && job->progress &&
             job->progress(job->opaque, i, q->l1_n))
             return img_fail(err, ECANCELED, "cancelled");
-        if (img_qcow_table(c->layer, off, false, &table, NULL) < 0 || !table)
-            continue;           /* look_at_l1 has said so */
+        r = img_qcow_table(c->layer, off, false, &table, err);
+        if (r == -IMG_ECORRUPT)
+            r = 0;              /* look_at_l1 has said so */
+        if (r < 0 || !table)
+            continue;
         for (uint64_t k = 0; k < reach && r == 0; k += q->cluster_size)
             r = look_at_entry(c, table, off + k, err);
         img_tcache_put(c->layer->tables, table);
@@ -241,12 +245,10 @@ static int look_at_l2(struct checking *c, const struct img_job *job,
     return r;
 }
 
-/* Holes of a sparse file are no leaks: they have been given back. */
-static int look_for_leaks(struct checking *c, struct img_error *err)
+static int give_back(struct checking *c, struct img_error *err)
 {
     struct img_qcow *q = c->layer->state;
-    uint64_t size = q->cluster_size, per = size / SECTOR, leaks = 0;
-    bool give = c->opts->repair & IMG_REPAIR_LEAKS && !c->result->errors;
+    uint64_t size = q->cluster_size, per = size / SECTOR;
     struct img_file *file = c->layer->files[0];
     uint64_t at = 0, known = 0, n = 0;
     bool is_data = true;
@@ -265,20 +267,10 @@ static int look_for_leaks(struct checking *c, struct img_error *err)
         }
         while (k < per && !has(&c->used, s + k))
             k++;
-        if (r == 0 && k == per) {
-            leaks++;
-            if (give)
-                r = img_file_discard(file, at, size, err);
-        }
+        if (r == 0 && k == per)
+            r = img_file_discard(file, at, size, err);
         at += size;
     }
-    if (leaks)
-        report(c, "%s %llu clusters of the file are not in use",
-               give ? "Giving back:" : "Leaked:", (unsigned long long)leaks);
-    if (give)
-        c->result->leaks_fixed += leaks;
-    else
-        c->result->leaks += leaks;
     return r;
 }
 
@@ -328,10 +320,10 @@ int img_qcow_check(struct img_layer *layer,
         r = look_at_l2(&c, job, err);
     result->total = img_div_up(layer->size, q->cluster_size);
     result->end_offset = c.length;
-    if (r == 0)
-        r = look_for_leaks(&c, err);
     if (r == 0 && opts->repair)
         r = img_qcow_sync(layer, err);
+    if (r == 0 && opts->repair & IMG_REPAIR_LEAKS && !result->errors)
+        r = give_back(&c, err);
     sectors_free(&c.owned);
     sectors_free(&c.used);
     return r;
