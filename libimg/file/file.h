@@ -80,6 +80,9 @@ int img_file_from_fd(int fd, const char *path, unsigned flags,
 int img_file_in_memory(const char *path, struct img_file **file,
                        struct img_error *err);
 void img_file_close(struct img_file *file);     /* NULL is fine */
+/* O_DIRECT writes whole blocks only, so that a file that ends within one
+ * would grow.  Nobody else may be using file. */
+int img_file_use_page_cache(struct img_file *file, struct img_error *err);
 
 int img_file_pread(struct img_file *file, void *buf, size_t len, uint64_t off,
                    struct img_error *err);

@@ -5,6 +5,7 @@
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "base/iov.h"
+#include "base/sync.h"
 #include "libimg.h"
 
 #include <fcntl.h>
@@ -71,9 +72,8 @@ static bool is_direct_ready(const struct img_file *f, const struct iovec *iov,
 }
 
 /* Reads or writes through an aligned buffer.  A write that covers parts of
- * blocks reads those first; callers never write one block from two threads
- * (the range lock is at least a block wide for such files). */
-static ssize_t bounce(struct img_file *f, const struct iovec *iov, int n,
+ * blocks reads those first. */
+static ssize_t bounce_some(struct img_file *f, const struct iovec *iov, int n,
                       uint64_t off, size_t total, bool write)
 {
     uint64_t at = img_round_down(off, f->align);
@@ -113,6 +113,24 @@ static ssize_t bounce(struct img_file *f, const struct iovec *iov, int n,
         at += len;
     }
     return (ssize_t)done;
+}
+
+/* Two writes of this kind may meet in one block, which they share without
+ * knowing it: packed clusters lie side by side.  A write of whole blocks
+ * shares none of them with anything but the same guest bytes, and those are
+ * ordered by core's range locks. */
+static ssize_t bounce(struct img_file *f, const struct iovec *iov, int n,
+                      uint64_t off, size_t total, bool write)
+{
+    struct img_mutex *partial = f->state;
+    ssize_t r;
+
+    if (!write)
+        return bounce_some(f, iov, n, off, total, false);
+    img_lock(partial);
+    r = bounce_some(f, iov, n, off, total, true);
+    img_unlock(partial);
+    return r;
 }
 
 static int posix_preadv(struct img_file *f, const struct iovec *iov, int n,
@@ -330,6 +348,9 @@ static int posix_lock(struct img_file *f, unsigned perm, unsigned shared,
 static void posix_close(struct img_file *f)
 {
     close(f->fd);
+    if (f->state)
+        img_mutex_destroy(f->state);
+    free(f->state);
 }
 
 static const struct img_file_ops posix_ops = {
@@ -371,6 +392,25 @@ static int look_at(struct img_file *f, unsigned flags, struct img_error *err)
     if (f->is_device && ioctl(f->fd, BLKSSZGET, &sector) == 0 && sector > 0 &&
         (fl & O_DIRECT))
         f->align = IMG_MAX((uint32_t)sector, f->align);
+    if (f->align > 1) {
+        f->state = malloc(sizeof(struct img_mutex));
+        if (!f->state)
+            return img_fail_nomem(err);
+        img_mutex_init(f->state);
+    }
+    return 0;
+}
+
+int img_file_use_page_cache(struct img_file *f, struct img_error *err)
+{
+    int flags;
+
+    if (f->ops != &posix_ops || f->align == 1)
+        return 0;
+    flags = fcntl(f->fd, F_GETFL);
+    if (flags < 0 || fcntl(f->fd, F_SETFL, flags & ~O_DIRECT) < 0)
+        return img_fail_errno(err, errno, "%s: leaving O_DIRECT", f->path);
+    f->align = 1;
     return 0;
 }
 

@@ -27,6 +27,19 @@ static int raw_probe(const uint8_t *head, size_t len, const char *path)
     return 1;                   /* anything is raw if it is nothing else */
 }
 
+/* The file's length is the disk's size and must not grow by itself. */
+static int keep_length(struct img_layer *l, uint64_t length,
+                       struct img_error *err)
+{
+    struct img_file *f = l->files[0];
+
+    if (!l->writable || f->is_device || img_is_aligned(length, f->align))
+        return 0;
+    l->warn(l, "%s: its length is no multiple of %u, so that the page cache "
+            "cannot be bypassed", l->path, f->align);
+    return img_file_use_page_cache(f, err);
+}
+
 static int raw_open(struct img_layer *l, const struct img_open_options *opts,
                     struct img_error *err)
 {
@@ -60,6 +73,9 @@ static int raw_open(struct img_layer *l, const struct img_open_options *opts,
         l->size = opts->window_size ? opts->window_size
                                     : l->size - opts->window_offset;
     }
+    r = keep_length(l, length, err);
+    if (r < 0)
+        return r;
     l->block = l->files[0]->align;
     l->cluster_bits = IMG_MAX(img_log2(l->block), (unsigned)PAGE_BITS);
     return 0;
@@ -201,6 +217,8 @@ static int raw_resize(struct img_layer *l, uint64_t size,
         r = img_file_truncate(f, size, err);
     else if (size > length)
         r = grow(f, length, size, prealloc, err);
+    if (r == 0)
+        r = keep_length(l, size, err);
     if (r == 0)
         l->size = img_round_up(size, SECTOR);
     return r;

@@ -210,6 +210,12 @@ static void test_direct(void **state)
     assert_ok(img_pread(d, buf, sizeof buf, 0, &err), err);
     assert_memory_equal(buf, flat, sizeof buf);
     assert_ok(img_close(d, &err), err);
+    /* A file that ends within a block keeps its length. */
+    put_file("direct", flat, 5 * 512);
+    assert_ok(img_open(in_folder("direct"), &o, &d, &err), err);
+    assert_ok(img_pwrite(d, "last", 4, 5 * 512 - 4, 0, &err), err);
+    assert_ok(img_close(d, &err), err);
+    assert_int_equal(length("direct"), 5 * 512);
 }
 
 int main(void)
