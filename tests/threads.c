@@ -258,6 +258,12 @@ static bool close_disk(struct shared *s)
     return true;
 }
 
+/* Only VMDK goes over VMDK. */
+static const char *base_format(const struct plan *plan)
+{
+    return strcmp(plan->format, "vmdk") ? "raw" : "vmdk";
+}
+
 static bool create(struct shared *s, const char *path, const char *format,
                    const char *const *settings, const char *backing)
 {
@@ -268,7 +274,7 @@ static bool create(struct shared *s, const char *path, const char *format,
     opts.disk_size = s->plan->size;
     opts.has_size = true;
     opts.backing = backing;
-    opts.backing_format = backing ? "raw" : NULL;
+    opts.backing_format = backing ? base_format(s->plan) : NULL;
     opts.settings = settings;
     opts.flags = IMG_CREATE_NO_SYNC;
     if (img_create(path, &opts, &err) < 0)
@@ -283,7 +289,9 @@ static bool make_base(struct shared *s, const char *path)
     struct rng rng = { s->plan->seed ^ 0x626173 };
     uint8_t *buf = must_alloc(65536);
     struct img_error err;
-    bool ok = create(s, path, "raw", NULL, NULL) && open_disk(s, path, "raw");
+    const char *format = base_format(s->plan);
+    bool ok = create(s, path, format, NULL, NULL) &&
+              open_disk(s, path, format);
 
     for (uint64_t off = 0; ok && off < s->plan->size; off += 131072) {
         uint64_t n = s->plan->size - off < 65536 ? s->plan->size - off
@@ -400,6 +408,7 @@ static int run_matrix(uint64_t ops, uint64_t seed)
         { "raw", { NULL }, false, 8 << 20, 0, 0, 0 },
         { "vdi", { NULL }, false, 16 << 20, 0, 0, 0 },
         { "vmdk", { NULL }, false, 16 << 20, 0, 0, 0 },
+        { "vmdk", { "zeroed_grain=on" }, true, 16 << 20, 0, 0, 1 },
         { "qcow", { NULL }, true, 8 << 20, 0, 0, 0 },
     };
     int run = 0, failed = 0;

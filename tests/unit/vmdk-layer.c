@@ -1,0 +1,580 @@
+/* VMDK layers in memory, built byte by byte from the published layouts:
+ * what QEMU cannot make, what is damaged, and what must be refused. */
+#include "unit.h"
+#include "cache/tcache.h"
+#include "file/file.h"
+#include "vmdk/vmdk.h"
+
+enum { FILES = 6, SECTOR = 512 };
+
+/* A folder in memory. */
+static struct { const char *name; struct img_file *file; } folder[FILES];
+static int n_folder, warned;
+static struct img_tcache *cache;
+static struct img_error err;
+
+static struct img_file *new_file(const char *name)
+{
+    assert_true(n_folder < FILES);
+    assert_ok(img_file_in_memory(name, &folder[n_folder].file, &err), err);
+    folder[n_folder].name = name;
+    return folder[n_folder++].file;
+}
+
+/* Layers close what they open, so each gets a copy. */
+static struct img_file *copy_of(struct img_file *from)
+{
+    struct img_file *to;
+    uint64_t len;
+    void *buf;
+
+    assert_ok(img_file_in_memory(from->path, &to, &err), err);
+    assert_ok(img_file_size(from, &len, &err), err);
+    buf = malloc(len + 1);
+    assert_ok(img_file_pread(from, buf, len, 0, &err), err);
+    assert_ok(img_file_pwrite(to, buf, len, 0, &err), err);
+    free(buf);
+    return to;
+}
+
+static int hook_open(struct img_layer *l, const char *name, bool writable,
+                     struct img_file **file, struct img_error *e)
+{
+    for (int i = 0; i < n_folder; i++)
+        if (!strcmp(folder[i].name, name)) {
+            *file = copy_of(folder[i].file);
+            (*file)->writable = writable;
+            return 0;
+        }
+    return img_fail(e, ENOENT, "%s: no such file", name);
+}
+
+static void hook_warn(struct img_layer *l, const char *fmt, ...)
+{
+    warned++;
+}
+
+static int open_layer(struct img_layer *l, struct img_file *file,
+                      unsigned flags)
+{
+    struct img_open_options opts = IMG_OPEN_OPTIONS;
+
+    memset(l, 0, sizeof *l);
+    memset(&err, 0, sizeof err);
+    opts.flags = flags;
+    l->format = &img_format_vmdk;
+    l->path = file->path;
+    l->files = malloc(sizeof *l->files);
+    l->files[0] = copy_of(file);
+    l->files[0]->writable = flags & IMG_OPEN_WRITE;
+    l->n_files = 1;
+    l->writable = flags & IMG_OPEN_WRITE;
+    l->repair = flags & IMG_OPEN_REPAIR;
+    l->tables = cache;
+    l->open_file = hook_open;
+    l->warn = hook_warn;
+    return img_vmdk_open(l, &opts, &err);
+}
+
+static void close_layer(struct img_layer *l)
+{
+    for (unsigned i = 0; i < l->n_files; i++)
+        img_tcache_forget(cache, l->files[i], 0, UINT64_MAX);
+    img_vmdk_close(l);
+    for (unsigned i = 0; i < l->n_files; i++)
+        img_file_close(l->files[i]);
+    free(l->files);
+    free(l->backing);
+    free(l->backing_format);
+}
+
+static void refused(struct img_file *file, unsigned flags, int want)
+{
+    struct img_layer l;
+
+    assert_int_equal(open_layer(&l, file, flags), -want);
+    assert_true(err.message[0]);
+    close_layer(&l);
+}
+
+static void put(struct img_file *f, const void *buf, size_t len, uint64_t off)
+{
+    assert_ok(img_file_pwrite(f, buf, len, off, &err), err);
+}
+
+static void put32(struct img_file *f, uint32_t v, uint64_t off)
+{
+    uint8_t raw[4];
+
+    img_put_le32(raw, v);
+    put(f, raw, sizeof raw, off);
+}
+
+static void put64(struct img_file *f, uint64_t v, uint64_t off)
+{
+    uint8_t raw[8];
+
+    img_put_le64(raw, v);
+    put(f, raw, sizeof raw, off);
+}
+
+static struct img_file *text_file(const char *name, const char *text)
+{
+    struct img_file *f = new_file(name);
+
+    put(f, text, strlen(text), 0);
+    return f;
+}
+
+static void expect(struct img_layer *l, uint64_t off, enum img_run_kind kind,
+                   unsigned file, uint64_t host, uint64_t len)
+{
+    struct img_run run;
+
+    assert_ok(img_vmdk_map(l, off, l->size - off, 0, &run, &err), err);
+    assert_int_equal(run.off, off);
+    assert_int_equal(run.kind, kind);
+    assert_int_equal(run.len, len);
+    if (kind == IMG_RUN_DATA) {
+        assert_int_equal(run.file, file);
+        assert_int_equal(run.host, host);
+    }
+}
+
+static int setup(void **state)
+{
+    n_folder = warned = 0;
+    return img_tcache_new(1 << 20, &cache, &err);
+}
+
+static int teardown(void **state)
+{
+    for (int i = 0; i < n_folder; i++)
+        img_file_close(folder[i].file);
+    img_tcache_free(cache);
+    return 0;
+}
+
+/* A hosted sparse extent of 64 sectors with grains of 8: 2 copies of one
+ * table of 512 entries, at sectors 2 and 7; grains from sector 16 on. */
+static struct img_file *small_sparse(const char *name, const char *text)
+{
+    struct vmdk_header h = {
+        .version = 2, .capacity = 64, .grain = 8, .gt_entries = 512,
+        .flags = VMDK_FLAG_NEWLINES | VMDK_FLAG_REDUNDANT |
+                 VMDK_FLAG_ZERO_GRAIN,
+        .rgd_off = 1, .gd_off = 6, .overhead = 16,
+        .text_off = text ? 12 : 0, .text_len = text ? 4 : 0,
+    };
+    struct img_file *f = new_file(name);
+    uint8_t head[SECTOR];
+
+    img_vmdk_header_put(head, &h);
+    put(f, head, sizeof head, 0);
+    assert_ok(img_file_truncate(f, 40 * SECTOR, &err), err);
+    put32(f, 2, 1 * SECTOR);
+    put32(f, 7, 6 * SECTOR);
+    if (text)
+        put(f, text, strlen(text), 12 * SECTOR);
+    return f;
+}
+
+static void entry(struct img_file *f, unsigned i, uint32_t first,
+                  uint32_t second)
+{
+    put32(f, first, 7 * SECTOR + 4 * i);
+    put32(f, second, 2 * SECTOR + 4 * i);
+}
+
+#define MONOLITHIC \
+    "version=1\nCID=7\nparentCID=ffffffff\n" \
+    "createType=\"monolithicSparse\"\nRW 64 SPARSE \"a.vmdk\"\n"
+
+static void test_sparse(void **state)
+{
+    struct img_file *f = small_sparse("a.vmdk", MONOLITHIC);
+    struct img_layer l;
+
+    entry(f, 0, 16, 16);
+    entry(f, 1, 24, 24);
+    entry(f, 2, 1, 1);
+    entry(f, 4, 32, 32);
+    assert_ok(open_layer(&l, f, 0), err);
+    assert_int_equal(l.size, 64 * SECTOR);
+    assert_int_equal(l.cluster_bits, 12);
+    expect(&l, 100, IMG_RUN_DATA, 0, 16 * SECTOR + 100, 16 * SECTOR - 100);
+    expect(&l, 8192, IMG_RUN_ZERO, 0, 0, 4096);
+    expect(&l, 12288, IMG_RUN_ABSENT, 0, 0, 4096);
+    expect(&l, 16384, IMG_RUN_DATA, 0, 32 * SECTOR, 4096);
+    expect(&l, 20480, IMG_RUN_ABSENT, 0, 0, 12288);
+    close_layer(&l);
+}
+
+/* Mixed kinds in one descriptor, and a hole where nothing is stored. */
+static void test_mixed(void **state)
+{
+    struct img_file *flat = new_file("flat.bin"), *d;
+    struct img_layer l;
+    struct img_run run;
+
+    assert_ok(img_file_truncate(flat, 30 * SECTOR, &err), err);
+    entry(small_sparse("s.vmdk", NULL), 7, 16, 16);
+    d = text_file("d.vmdk",
+                  "version=1\nCID=7\nparentCID=ffffffff\n"
+                  "createType=\"custom\"\nRW 16 FLAT \"flat.bin\" 4\n"
+                  "RW 8 ZERO\nRW 64 SPARSE \"s.vmdk\"\n"
+                  "RDONLY 3 FLAT \"flat.bin\" 27\nNOACCESS 5 FLAT \"q\" 0\n");
+    assert_ok(open_layer(&l, d, IMG_OPEN_WRITE), err);
+    assert_int_equal(l.size, (16 + 8 + 64 + 3 + 5) * SECTOR);
+    assert_int_equal(l.n_files, 4);
+    expect(&l, 512, IMG_RUN_DATA, 1, 5 * SECTOR, 15 * SECTOR);
+    expect(&l, 16 * SECTOR, IMG_RUN_ZERO, 0, 0, 8 * SECTOR);
+    expect(&l, 24 * SECTOR, IMG_RUN_ABSENT, 0, 0, 56 * SECTOR);
+    expect(&l, 80 * SECTOR, IMG_RUN_DATA, 2, 16 * SECTOR, 8 * SECTOR);
+    expect(&l, 88 * SECTOR, IMG_RUN_DATA, 3, 27 * SECTOR, 3 * SECTOR);
+    assert_int_equal(img_vmdk_map(&l, 91 * SECTOR, 512, 0, &run, &err),
+                     -EACCES);
+    for (unsigned at = 88; at < 92; at += 3) {
+        struct img_want want = { .off = at * SECTOR, .len = 512 };
+        struct img_place place;
+
+        assert_int_equal(img_vmdk_reserve(&l, &want, &place, &err), -EROFS);
+    }
+    close_layer(&l);
+}
+
+/* ESX server sparse over its like: the delta of a snapshot. */
+static void test_vmfs_sparse(void **state)
+{
+    struct img_file *f = new_file("x-delta.vmdk"), *d;
+    struct img_want want = { .off = 5 * SECTOR, .len = 2 * SECTOR };
+    struct img_place place;
+    struct img_layer l;
+    uint8_t raw[4];
+
+    put32(f, VMDK_COWD_MAGIC, 0);
+    put32(f, 1, 4);
+    put32(f, 3, 8);
+    put32(f, 10000, 12);
+    put32(f, 1, 16);
+    put32(f, 4, 20);
+    put32(f, 3, 24);
+    put32(f, 5 + 32 + 1, 28);           /* freeSector */
+    put32(f, 5, 4 * SECTOR);            /* table 0 at sector 5 */
+    put32(f, 37, 5 * SECTOR + 4 * 3);   /* grain 3 */
+    assert_ok(img_file_truncate(f, 38 * SECTOR, &err), err);
+    d = text_file("x.vmdk", "version=1\nCID=7\nparentCID=1\n"
+                  "createType=\"vmfsSparse\"\nparentFileNameHint=\"b.vmdk\"\n"
+                  "RW 10000 VMFSSPARSE \"x-delta.vmdk\"\n");
+    assert_ok(open_layer(&l, d, IMG_OPEN_WRITE), err);
+    assert_string_equal(l.backing, "b.vmdk");
+    assert_string_equal(l.backing_format, "vmdk");
+    assert_int_equal(l.cluster_bits, 9);
+    expect(&l, 0, IMG_RUN_ABSENT, 0, 0, 3 * SECTOR);
+    expect(&l, 3 * SECTOR, IMG_RUN_DATA, 1, 37 * SECTOR, SECTOR);
+    expect(&l, 4 * SECTOR, IMG_RUN_ABSENT, 0, 0, 4092 * SECTOR);
+    expect(&l, 4096 * SECTOR, IMG_RUN_ABSENT, 0, 0, 5904 * SECTOR);
+
+    assert_ok(img_vmdk_reserve(&l, &want, &place, &err), err);
+    assert_true(place.fresh);
+    assert_int_equal(place.len, 2 * SECTOR);
+    assert_int_equal(place.host, 38 * SECTOR);
+    assert_ok(img_vmdk_publish(&l, &place, &err), err);
+    expect(&l, 5 * SECTOR, IMG_RUN_DATA, 1, 38 * SECTOR, 2 * SECTOR);
+    want.off = 9000 * SECTOR;           /* where there is no table yet */
+    assert_ok(img_vmdk_reserve(&l, &want, &place, &err), err);
+    assert_ok(img_vmdk_publish(&l, &place, &err), err);
+    assert_ok(img_vmdk_sync(&l, &err), err);
+    expect(&l, 9000 * SECTOR, IMG_RUN_DATA, 1, 72 * SECTOR, 2 * SECTOR);
+    assert_ok(img_file_pread(l.files[1], raw, 4, 28, &err), err);
+    assert_int_equal(img_get_le32(raw), 74);
+    assert_ok(img_file_pread(l.files[1], raw, 4, 4 * SECTOR + 8, &err), err);
+    assert_int_equal(img_get_le32(raw), 40);
+    close_layer(&l);
+}
+
+/* seSparse, after the constants QEMU documents. */
+static struct img_file *se_sparse(const char *name)
+{
+    struct img_file *f = new_file(name);
+
+    assert_ok(img_file_truncate(f, 64 << 10, &err), err);
+    put64(f, 0xcafebabe, 0);
+    put64(f, UINT64_C(0x200000001), 8);
+    put64(f, 4096 * 8 * 2, 16);         /* two tables' reach */
+    put64(f, 8, 24);
+    put64(f, 64, 32);
+    put64(f, 1, 80);
+    put64(f, 2, 128);                   /* directory: sector 2, 1 sector */
+    put64(f, 1, 136);
+    put64(f, 4, 144);                   /* tables: sector 4 */
+    put64(f, 72, 192);                  /* grains: sector 72 */
+    put64(f, 0xcafecafe, SECTOR);
+    put64(f, UINT64_C(0x1000000000000000), 2 * SECTOR + 8);
+    put64(f, UINT64_C(0x3000000000000000), 4 * SECTOR);
+    put64(f, UINT64_C(0x3002000000000000), 4 * SECTOR + 8);
+    put64(f, UINT64_C(0x2000000000000000), 4 * SECTOR + 16);
+    put64(f, UINT64_C(0x1000000000000000), 4 * SECTOR + 24);
+    return f;
+}
+
+static void test_se_sparse(void **state)
+{
+    struct img_file *f = se_sparse("x-sesparse.vmdk"), *d;
+    struct img_layer l;
+    struct img_run run;
+
+    d = text_file("x.vmdk", "version=1\nCID=7\nparentCID=ffffffff\n"
+                  "createType=\"seSparse\"\n"
+                  "RW 65536 SESPARSE \"x-sesparse.vmdk\"\n");
+    assert_ok(open_layer(&l, d, 0), err);
+    expect(&l, 0, IMG_RUN_ABSENT, 0, 0, 16 << 20);
+    expect(&l, 16 << 20, IMG_RUN_DATA, 1, 72 * SECTOR, 4096);
+    expect(&l, (16 << 20) + 4096, IMG_RUN_DATA, 1, 72 * SECTOR + 2 * 4096,
+           4096);
+    expect(&l, (16 << 20) + 8192, IMG_RUN_ZERO, 0, 0, 8192);
+    expect(&l, (16 << 20) + 16384, IMG_RUN_ABSENT, 0, 0,
+           (16 << 20) - 16384);
+    close_layer(&l);
+
+    refused(d, IMG_OPEN_WRITE, EROFS);
+    put64(f, UINT64_C(0x4000000000000000), 4 * SECTOR);
+    put64(f, 1, 4 * SECTOR + 32);
+    assert_ok(open_layer(&l, d, 0), err);
+    assert_int_equal(img_vmdk_map(&l, 16 << 20, 512, 0, &run, &err),
+                     -IMG_ECORRUPT);
+    assert_int_equal(img_vmdk_map(&l, (16 << 20) + 16384, 512, 0, &run, &err),
+                     -IMG_ECORRUPT);
+    close_layer(&l);
+    put64(f, 1, SECTOR + 24);           /* a journal to be replayed */
+    refused(d, 0, ENOTSUP);
+    put64(f, 0, SECTOR + 24);
+    put64(f, 1, 136 - 8);
+    put64(f, UINT64_MAX, 144);
+    refused(d, 0, IMG_ECORRUPT);
+}
+
+/* CVE-2022-47951 and its kind: a descriptor that names what is not its own. */
+static void test_cve_2022_47951_names(void **state)
+{
+    static const char *const names[] = {
+        "/etc/passwd", "../secret", "a/../../secret", "..", "/dev/sda",
+        "a/..", "\\\\.\\PhysicalDrive0", "nbd://host/x", "json:{}"
+    };
+    char text[200];
+
+    for (size_t i = 0; i < IMG_COUNT(names); i++) {
+        struct img_file *d;
+
+        snprintf(text, sizeof text, "version=1\nCID=7\nparentCID=ffffffff\n"
+                 "RW 1 FLAT \"%s\" 0\n", names[i]);
+        d = text_file("d.vmdk", text);
+        refused(d, 0, EACCES);
+        img_file_close(d);
+        n_folder--;
+    }
+    /* Dots that climb nowhere. */
+    new_file("..a/b..vmdk");
+    put(folder[0].file, text, 100, 511);
+    refused(text_file("d.vmdk", "version=1\nCID=7\nparentCID=ffffffff\n"
+                      "RW 2 FLAT \"..a/b..vmdk\" 0\n"), 0, IMG_ECORRUPT);
+}
+
+/* CVE-2014-0144: numbers of the header that were used unchecked; and what a
+ * fuzzer found: a grain directory far too large. */
+static void test_cve_2014_0144_header(void **state)
+{
+    static const struct { unsigned off; uint64_t value; int want; } bad[] = {
+        { 4, 4, ENOTSUP }, { 20, 0, IMG_ECORRUPT }, { 20, 3, IMG_ECORRUPT },
+        { 20, UINT64_C(1) << 40, IMG_ECORRUPT }, { 12, UINT64_MAX, IMG_ECORRUPT },
+        { 12, UINT64_C(1) << 50, IMG_ECORRUPT },
+        { 36, UINT64_C(1) << 54, IMG_ECORRUPT }, { 28, UINT64_MAX, IMG_ECORRUPT },
+        { 56, UINT64_MAX - 1, IMG_ECORRUPT }, { 56, 39, 0 },
+        { 56, 41, IMG_ECORRUPT }, { 56, 0, IMG_ECORRUPT },
+    };
+    struct img_file *f = small_sparse("a.vmdk", MONOLITHIC);
+    uint8_t head[SECTOR], changed[SECTOR];
+
+    assert_ok(img_file_pread(f, head, sizeof head, 0, &err), err);
+    for (size_t i = 0; i < IMG_COUNT(bad); i++) {
+        struct img_layer l;
+
+        memcpy(changed, head, sizeof head);
+        if (bad[i].off == 4)
+            img_put_le32(changed + 4, (uint32_t)bad[i].value);
+        else
+            img_put_le64(changed + bad[i].off, bad[i].value);
+        put(f, changed, sizeof changed, 0);
+        if (bad[i].want) {
+            refused(f, 0, bad[i].want);
+            continue;
+        }
+        assert_ok(open_layer(&l, f, 0), err);
+        close_layer(&l);
+    }
+    for (uint32_t n = 0; n < 8200; n += n < 4 ? 1 : 1365) {
+        memcpy(changed, head, sizeof head);
+        img_put_le32(changed + 44, n);
+        put(f, changed, sizeof changed, 0);
+        if (!img_is_pow2(n) || n > 4096)
+            refused(f, 0, IMG_ECORRUPT);
+    }
+}
+
+/* CVE-2014-0148 was a division by zero and an endless loop in VHDX; these
+ * are this format's ways to the same. */
+static void test_cve_2014_0148_loops(void **state)
+{
+    struct img_file *f = new_file("x.vmdk"), *d;
+
+    put32(f, VMDK_COWD_MAGIC, 0);
+    put32(f, 1, 4);
+    put32(f, UINT32_MAX, 12);
+    put32(f, 0, 16);                    /* grains of nothing */
+    put32(f, 4, 20);
+    assert_ok(img_file_truncate(f, 8192, &err), err);
+    refused(f, 0, IMG_ECORRUPT);
+    put32(f, 1, 16);
+    put32(f, UINT32_MAX, 24);
+    refused(f, 0, IMG_ECORRUPT);
+    d = text_file("d.vmdk", "version=1\nCID=1\nparentCID=ffffffff\n"
+                  "RW 1 SPARSE \"d.vmdk\"\n");
+    refused(d, 0, IMG_ECORRUPT);        /* its own extent */
+}
+
+static void count_report(void *opaque, const char *line)
+{
+    ++*(int *)opaque;
+}
+
+static void check(struct img_layer *l, unsigned repair, uint64_t errors,
+                  uint64_t leaks)
+{
+    struct img_check_options opts = IMG_CHECK_OPTIONS;
+    struct img_check_result res = { 0 };
+    int lines = 0;
+
+    opts.repair = repair;
+    opts.report = count_report;
+    opts.report_opaque = &lines;
+    assert_ok(img_vmdk_check(l, &opts, NULL, &res, &err), err);
+    assert_int_equal(res.errors, errors);
+    assert_int_equal(res.leaks, leaks);
+    assert_int_equal(res.errors_fixed,
+                     repair == IMG_REPAIR_ALL ? errors : 0);
+    assert_true(!errors || lines);
+}
+
+static void test_check(void **state)
+{
+    struct img_file *f = small_sparse("a.vmdk", MONOLITHIC);
+    struct img_layer l;
+    uint8_t block[4096];
+
+    memset(block, 0xaa, sizeof block);
+    put(f, block, sizeof block, 16 * SECTOR);
+    entry(f, 0, 16, 16);
+    entry(f, 1, 16, 16);                /* twice */
+    entry(f, 2, 24, 32);                /* the copies disagree */
+    entry(f, 3, 5000, 5000);            /* out of the file */
+    entry(f, 4, 3, 3);                  /* over a table */
+    entry(f, 5, 32, 0);                 /* the second is behind */
+    assert_ok(open_layer(&l, f, IMG_OPEN_WRITE | IMG_OPEN_REPAIR), err);
+    check(&l, 0, 4, 1);
+    check(&l, IMG_REPAIR_LEAKS, 4, 1);
+    check(&l, IMG_REPAIR_ALL, 4, 0);
+    check(&l, 0, 0, 0);
+    expect(&l, 0, IMG_RUN_DATA, 0, 16 * SECTOR, 4096);
+    expect(&l, 4096, IMG_RUN_DATA, 0, 40 * SECTOR, 4096);
+    assert_ok(img_file_pread(l.files[0], block, sizeof block, 40 * SECTOR,
+                             &err), err);
+    for (size_t i = 0; i < sizeof block; i++)
+        assert_int_equal(block[i], 0xaa);
+    expect(&l, 8192, IMG_RUN_DATA, 0, 24 * SECTOR, 4096);
+    expect(&l, 12288, IMG_RUN_ABSENT, 0, 0, 4096);
+    close_layer(&l);
+}
+
+/* A directory that points nowhere is mended from its copy. */
+static void test_check_directory(void **state)
+{
+    struct img_file *f = small_sparse("a.vmdk", MONOLITHIC);
+    struct img_layer l;
+    struct img_run run;
+
+    entry(f, 0, 16, 16);
+    put32(f, 100000, 6 * SECTOR);
+    assert_ok(open_layer(&l, f, 0), err);
+    assert_int_equal(img_vmdk_map(&l, 0, 512, 0, &run, &err), -IMG_ECORRUPT);
+    close_layer(&l);
+    assert_ok(open_layer(&l, f, IMG_OPEN_WRITE | IMG_OPEN_REPAIR), err);
+    check(&l, IMG_REPAIR_ALL, 1, 2);    /* two grains are nobody's */
+    check(&l, 0, 0, 2);
+    expect(&l, 0, IMG_RUN_DATA, 0, 16 * SECTOR, 4096);
+    close_layer(&l);
+}
+
+static void test_content_id(void **state)
+{
+    struct img_file *f = small_sparse("a.vmdk", MONOLITHIC);
+    struct img_layer l, base;
+    struct vmdk_state *st;
+    uint32_t cid;
+
+    assert_ok(open_layer(&l, f, IMG_OPEN_WRITE), err);
+    st = l.state;
+    assert_int_equal(st->cid, 7);
+    assert_ok(img_vmdk_touch(&l, 0, 1, &err), err);
+    cid = st->cid;
+    assert_int_not_equal(cid, 7);
+    assert_ok(img_vmdk_touch(&l, 0, 1, &err), err);
+    assert_int_equal(st->cid, cid);
+    assert_ok(img_vmdk_read_cid(l.files[0], &cid, &err), err);
+    assert_int_equal(st->cid, cid);
+    close_layer(&l);
+
+    text_file("o.vmdk", "version=1\nCID=9\nparentCID=8\n"
+              "parentFileNameHint=\"a.vmdk\"\nRW 64 SPARSE \"s.vmdk\"\n");
+    small_sparse("s.vmdk", NULL);
+    assert_ok(open_layer(&base, f, 0), err);
+    assert_ok(open_layer(&l, folder[1].file, 0), err);
+    assert_int_equal(img_vmdk_check_base(&l, &base, &err), -IMG_ECORRUPT);
+    ((struct vmdk_state *)base.state)->cid = 8;
+    assert_ok(img_vmdk_check_base(&l, &base, &err), err);
+    close_layer(&l);
+    close_layer(&base);
+
+    /* A difference that does not say to what. */
+    refused(text_file("p.vmdk", "version=1\nCID=9\nparentCID=8\n"
+                      "RW 64 SPARSE \"s.vmdk\"\n"), 0, IMG_ECORRUPT);
+}
+
+static void test_writable(void **state)
+{
+    struct img_file *f = small_sparse("a.vmdk", MONOLITHIC);
+    struct img_layer l;
+
+    put32(f, 3, 4);                     /* changed-block tracking */
+    assert_ok(open_layer(&l, f, 0), err);
+    close_layer(&l);
+    refused(f, IMG_OPEN_WRITE, EROFS);
+    put32(f, 1, 4);
+    put32(f, 7, 1 * SECTOR);            /* both copies in one place: fine */
+    assert_ok(open_layer(&l, f, IMG_OPEN_WRITE), err);
+    close_layer(&l);
+}
+
+#define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        T(test_sparse), T(test_mixed), T(test_vmfs_sparse),
+        T(test_se_sparse), T(test_cve_2022_47951_names),
+        T(test_cve_2014_0144_header), T(test_cve_2014_0148_loops),
+        T(test_check), T(test_check_directory), T(test_content_id),
+        T(test_writable),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
