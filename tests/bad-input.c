@@ -403,7 +403,7 @@ static bool check_disk(struct img_disk *disk, unsigned repair)
     return r == -ENOTSUP || explained(r, &err, "check");
 }
 
-static bool try_reading(const char *format)
+static bool try_reading(const char *format, uint64_t *opened)
 {
     struct img_open_options opts = IMG_OPEN_OPTIONS;
     struct img_info *info = NULL;
@@ -418,6 +418,7 @@ static bool try_reading(const char *format)
     r = img_open("disk", &opts, &disk, &err);
     if (r < 0)
         return explained(r, &err, "open");
+    ++*opened;
     r = img_info_get(disk, &info, &err);
     ok = explained(r, &err, "info") && map_some(disk) && read_some(disk) &&
          check_disk(disk, 0);
@@ -480,7 +481,7 @@ static bool try_writing(const char *format)
 /* ---- all of them ------------------------------------------------------- */
 
 struct board {
-    uint64_t next, done, failed;
+    uint64_t next, done, failed, opened;
     char text[200];
     double slowest;
     char slowest_text[200];
@@ -520,7 +521,7 @@ static void one_case(const struct subject *s, struct board *b, int fd)
 
     alarm(SECONDS);
     write_case(s, b->next, fd, b->text, sizeof(b->text));
-    ok = try_reading(format);
+    ok = try_reading(format, &b->opened);
     if (ok && b->done % 4 == 0)
         ok = try_repair(format);
     else if (ok && b->done % 4 == 1)
@@ -600,9 +601,10 @@ static uint64_t run_all(const char *only_image, uint64_t cases,
             stride--;
         memset(b, 0, sizeof(*b));
         run_image(&s, b, stride);
-        printf("%-18s %7llu of %7llu cases, %llu failed, slowest %.2f s "
-               "(%s)\n", images[i].name, (unsigned long long)b->done,
-               (unsigned long long)s.n_cases, (unsigned long long)b->failed,
+        printf("%-18s %7llu of %7llu cases, %llu opened, %llu failed, "
+               "slowest %.2f s (%s)\n", images[i].name,
+               (unsigned long long)b->done, (unsigned long long)s.n_cases,
+               (unsigned long long)b->opened, (unsigned long long)b->failed,
                b->slowest, b->slowest_text);
         fflush(stdout);
         done += b->done;
