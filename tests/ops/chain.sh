@@ -130,6 +130,7 @@ for f in raw qcow2; do
     for i in raw:f.raw qcow2:top qcow2:m.qcow2; do
         "$imgop" measure $i $f > ours
         qemu-img measure -f ${i%%:*} -O $f ${i#*:} > theirs
+        sed -i '/^bitmaps size: 0/d' ours theirs
         cmp ours theirs || die "measure $i for $f: $(cat ours) / $(cat theirs)"
     done
 done
