@@ -140,8 +140,9 @@ int img_close(struct img_disk *disk, struct img_error *err);
 enum {
     IMG_CREATE_NO_OPEN_BACKING = 1, /* -u: trust the given size and format */
     IMG_CREATE_NO_SYNC = 2,     /* neither the file nor its folder is synced */
-    IMG_CREATE_IN_PLACE = 4     /* write over the target instead of beside
+    IMG_CREATE_IN_PLACE = 4,    /* write over the target instead of beside
                                    it; block devices always are */
+    IMG_CREATE_DIRECT = 8       /* bypass the page cache */
 };
 
 struct img_create_options {

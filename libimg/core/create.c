@@ -181,7 +181,8 @@ static int resolve(struct making *m, struct img_error *err)
 static unsigned output_flags(const struct making *m)
 {
     return (m->opts.flags & IMG_CREATE_IN_PLACE ? IMG_OUTPUT_IN_PLACE : 0) |
-           (m->opts.flags & IMG_CREATE_NO_SYNC ? IMG_OUTPUT_NO_SYNC : 0);
+           (m->opts.flags & IMG_CREATE_NO_SYNC ? IMG_OUTPUT_NO_SYNC : 0) |
+           (m->opts.flags & IMG_CREATE_DIRECT ? IMG_OUTPUT_DIRECT : 0);
 }
 
 static int keep_extra(struct making *m, const char *name,

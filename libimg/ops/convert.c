@@ -39,6 +39,8 @@ static int check_options(struct img_convert *cv, struct img_error *err)
     c->flags &= ~(unsigned)IMG_CREATE_NO_OPEN_BACKING;
     if (cv->opts.no_sync)
         c->flags |= IMG_CREATE_NO_SYNC;
+    if (cv->opts.direct)
+        c->flags |= IMG_CREATE_DIRECT;
     return 0;
 }
 

@@ -83,6 +83,17 @@ clean qcow2 out
 "$imgop" convert raw:a.raw raw:odd.raw qcow2:q.qcow2 raw:out
 cmp out joined.raw
 
+# Past the page cache, where the file system can.
+cp a.raw odd.raw; truncate -s +1536 odd.raw; printf y | dd of=odd.raw bs=1 seek=41944000 conv=notrunc status=none
+for f in raw qcow2; do
+    for z in '' -c; do
+        [ $f$z = raw-c ] && continue
+        "$imgop" convert -d $z raw:odd.raw $f:out 2>err || { grep -q O_DIRECT err && break; die "direct: $(cat err)"; }
+        same raw odd.raw $f out
+        clean $f out
+    done
+done
+
 # With a backing file only what differs is stored.
 qemu-img create -q -f qcow2 -b a.raw -F raw over.qcow2
 qemu-io -c 'write -P 7 5M 300k' -c 'write -z 3M 1M' -c 'write -P 9 39900k 60k' over.qcow2 >/dev/null
@@ -117,6 +128,16 @@ qemu-img create -q -f qcow2 small 10M
 ! "$imgop" copy raw:a.raw qcow2:small 2>err || die "copied into a smaller disk"
 rm -f old old.raw small
 
+# Salvage: what cannot be read becomes zeros, the rest is there.
+cp c.qcow2 broken
+yes '' | tr '\n' '\377' | dd of=broken bs=1 seek=$((0x50000)) count=3000 conv=notrunc iflag=fullblock status=none
+! "$imgop" convert qcow2:broken raw:out 2>err || die "damage was not seen"
+"$imgop" convert -L qcow2:broken raw:out 2>err
+grep -q 'zeros are written instead' err || die "salvage was silent"
+cmp -n 196608 out a.raw && cmp -i 1000000 out a.raw || die "salvage lost more"
+! cmp -s out a.raw || die "nothing was damaged"
+rm -f broken err
+
 # Canceled: the target is as it was, and nothing else is there.
 echo precious > target
 before=$(ls -A | sort)
@@ -130,6 +151,29 @@ rm err
 before=$(echo "$before" | grep -v '^err$')
 [ "$before" = "$(ls -A | sort)" ] || die "cancel left something"
 ! "$imgop" convert raw:a.raw raw:a.raw 2>/dev/null || die "converted onto itself"
+
+# Blocks are shared where the file system can.
+if [ "$(id -u)" = 0 ] && command -v mkfs.xfs filefrag >/dev/null && truncate -s 330M xfs.img &&
+   mkfs.xfs -q xfs.img && mkdir shared && mount -o loop xfs.img shared 2>/dev/null; then
+    cleanup() { umount "$tmp/shared" 2>/dev/null || :; }
+    dd if=/dev/urandom of=shared/a bs=1M count=20 status=none
+    truncate -s 40M shared/a
+    dd if=a.raw of=shared/a bs=64K seek=500 skip=10 count=9 conv=notrunc status=none
+    for f in raw qcow2; do
+        "$imgop" convert raw:shared/a $f:shared/b
+        same raw shared/a $f shared/b
+        clean $f shared/b
+        filefrag -v shared/b | grep -q shared || die "$f: nothing is shared"
+        "$imgop" convert $f:shared/b raw:shared/c
+        cmp shared/a shared/c
+        filefrag -v shared/c | grep -q shared || die "$f to raw: nothing is shared"
+        "$imgop" convert -j 1 raw:shared/a $f:shared/c
+        [ $(sum shared/b) = $(sum shared/c) ] || die "sharing: the bytes depend on the number of threads"
+    done
+    umount shared
+    cleanup() { :; }
+fi
+rm -rf xfs.img shared
 
 # A full disk.
 if [ "$(id -u)" = 0 ] && mkdir full && mount -t tmpfs -o size=2M none full 2>/dev/null; then

@@ -130,7 +130,7 @@ int main(int argc, char **argv)
     job.progress = progress;
     create.settings = settings;
     optind = 2;
-    while ((c = getopt(argc, argv, "cj:r:S:B:F:o:x:ukszbL")) != -1)
+    while ((c = getopt(argc, argv, "cj:r:S:B:F:o:x:ukszbLd")) != -1)
         switch (c) {
         case 'c': o.compress = rb.compress = true; break;
         case 'j': job.threads = (unsigned)atoi(optarg); break;
@@ -146,6 +146,7 @@ int main(int argc, char **argv)
         case 's': strict = shrink = true; break;
         case 'z': o.target_is_zero = true; break;
         case 'b': o.bitmaps = true; break;
+        case 'd': o.direct = true; break;
         case 'L': o.salvage = true; break;
         default: return 2;
         }
