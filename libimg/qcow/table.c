@@ -145,22 +145,6 @@ static uint64_t no_table(const struct img_qcow *q, uint64_t off, uint64_t len)
     return i == last ? len : ((i + 1) << q->reach_bits) - off;
 }
 
-static int ask_file(struct img_layer *layer, struct img_run *run,
-                    struct img_error *err)
-{
-    uint64_t n;
-    bool is_data;
-    int r = img_file_extent(layer->files[0], run->host, run->len, &is_data,
-                            &n, err);
-
-    if (r < 0)
-        return r;
-    run->len = IMG_MIN(run->len, n);
-    if (!is_data)
-        run->kind = IMG_RUN_ZERO;
-    return 0;
-}
-
 int img_qcow_map(struct img_layer *layer, uint64_t off, uint64_t len,
                  unsigned flags, struct img_run *run, struct img_error *err)
 {
@@ -191,5 +175,5 @@ int img_qcow_map(struct img_layer *layer, uint64_t off, uint64_t len,
     }
     run->kind = IMG_RUN_DATA;
     run->host = e.host + (off & (q->cluster_size - 1));
-    return flags & IMG_RUN_EXACT ? ask_file(layer, run, err) : 0;
+    return 0;
 }

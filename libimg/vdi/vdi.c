@@ -161,7 +161,9 @@ static int vdi_map(struct img_layer *layer, uint64_t off, uint64_t len,
                             (unsigned long long)img_vdi_host(v, entry),
                             (unsigned long long)v->file_len);
     }
-    return flags & IMG_RUN_EXACT ? ask_file(layer, run, err) : 0;
+    /* As in QEMU: what a dynamic image holds is data. */
+    return flags & IMG_RUN_EXACT && v->type == VDI_STATIC ?
+           ask_file(layer, run, err) : 0;
 }
 
 const struct img_format img_format_vdi = {
