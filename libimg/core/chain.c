@@ -431,6 +431,7 @@ static int open_below(struct img_chain *c, struct img_layer *l,
                 "looks like %s", l->path, b->name, format->info.name);
     opts.flags &= ~(unsigned)(IMG_OPEN_WRITE | IMG_OPEN_REPAIR);
     opts.snapshot = NULL;
+    opts.backing = opts.backing_format = NULL;  /* were for the top */
     opts.window_offset = opts.window_size = 0;
     r = push_layer(c, file, format, false, &opts, err);
     if (r == 0 && b->recorded && l->format->check_base)
