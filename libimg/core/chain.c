@@ -358,7 +358,8 @@ static int open_top(struct img_chain *c, const char *path, int fd,
     if (fd >= 0)
         r = img_file_from_fd(fd, path, file_flags(c, writable), &file, err);
     else
-        r = img_file_open(path, file_flags(c, writable), &file, err);
+        r = img_file_open(path, file_flags(c, writable) | IMG_FILE_BY_USER,
+                          &file, err);
     if (r < 0)
         return r;
     r = choose_format(c->opts.format, c->opts.flags & IMG_OPEN_PROBE, file,
@@ -415,7 +416,8 @@ static int open_below(struct img_chain *c, struct img_layer *l,
     if (b->recorded)
         r = open_named(c, l, b->name, false, &file, err);
     else
-        r = img_file_open(b->name, file_flags(c, false), &file, err);
+        r = img_file_open(b->name, file_flags(c, false) | IMG_FILE_BY_USER,
+                          &file, err);
     if (r < 0)
         return b->recorded ? img_fail_prefix(err, r, "%s: backing file",
                                              l->path) : r;

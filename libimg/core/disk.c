@@ -37,7 +37,7 @@ int img_probe(const char *path, const char **format, struct img_error *err)
 {
     const struct img_format *found = NULL;
     struct img_file *file;
-    int r = img_file_open(path, 0, &file, err);
+    int r = img_file_open(path, IMG_FILE_BY_USER, &file, err);
 
     if (r < 0)
         return r;

@@ -18,7 +18,9 @@ enum {
     IMG_FILE_WRITE = 1,
     IMG_FILE_CREATE = 2,        /* with O_EXCL: it must not exist */
     IMG_FILE_DIRECT = 4,
-    IMG_FILE_NO_SYNC = 8        /* sync does nothing */
+    IMG_FILE_NO_SYNC = 8,       /* sync does nothing */
+    IMG_FILE_BY_USER = 16       /* the user gave the name, no image did: it
+                                   may be an NBD server's */
 };
 
 /* Flags of img_file_zero, values as in libimg.h. */

@@ -6,6 +6,7 @@
  * its content is durable, and then the folder is made durable.
  */
 #include "file/file.h"
+#include "file/nbd.h"
 #include "base/checked.h"
 #include "base/error.h"
 #include "base/cleanup.h"
@@ -134,6 +135,11 @@ static int begin(struct img_output *out, const char *path, unsigned flags,
     if (flags & IMG_OUTPUT_DIRECT)
         file_flags |= IMG_FILE_DIRECT;
     out->no_sync = flags & IMG_OUTPUT_NO_SYNC;
+    if (img_nbd_is_uri(path)) {
+        out->in_place = true;
+        return img_file_open(path, file_flags | IMG_FILE_BY_USER, &out->file,
+                             err);
+    }
     out->path = real_target(path);
     if (!out->path)
         return img_fail_errno(err, errno, "Could not create '%s'", path);

@@ -1,5 +1,6 @@
 /* Files and block devices behind a descriptor. */
 #include "file/file.h"
+#include "file/nbd.h"
 #include "file/lock.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
@@ -444,6 +445,8 @@ int img_file_open(const char *path, unsigned flags, struct img_file **file,
     int mode = flags & IMG_FILE_WRITE ? O_RDWR : O_RDONLY;
     int fd;
 
+    if ((flags & IMG_FILE_BY_USER) && img_nbd_is_uri(path))
+        return img_nbd_open(path, flags, file, err);
     /* O_NONBLOCK: a FIFO must not make us wait before it is refused. */
     mode |= O_CLOEXEC | O_NONBLOCK;
     if (flags & IMG_FILE_CREATE)

@@ -1,0 +1,12 @@
+/* NBD servers as files. */
+#ifndef IMG_FILE_NBD_H
+#define IMG_FILE_NBD_H
+#include "file/file.h"
+
+/* nbd://, nbds://, nbd+unix://, nbds+unix://, nbd+vsock://, nbds+vsock://,
+ * and QEMU's older nbd:HOST:PORT and nbd:unix:PATH. */
+bool img_nbd_is_uri(const char *path);
+/* flags as for img_file_open. */
+int img_nbd_open(const char *uri, unsigned flags, struct img_file **file,
+                 struct img_error *err);
+#endif
