@@ -347,17 +347,17 @@ static void look_over(struct img_chain *c)
 
 /* ---- opening ----------------------------------------------------------- */
 
+/* Owns file, which may be NULL. */
 static int open_top(struct img_chain *c, const char *path, int fd,
-                    struct img_error *err)
+                    struct img_file *file, struct img_error *err)
 {
     bool writable = c->opts.flags & IMG_OPEN_WRITE;
     const struct img_format *format = NULL;
-    struct img_file *file;
-    int r;
+    int r = 0;
 
     if (fd >= 0)
         r = img_file_from_fd(fd, path, file_flags(c, writable), &file, err);
-    else
+    else if (!file)
         r = img_file_open(path, file_flags(c, writable) | IMG_FILE_BY_USER,
                           &file, err);
     if (r < 0)
@@ -458,9 +458,9 @@ static int open_rest(struct img_chain *c, struct img_error *err)
 }
 
 static int open_all(struct img_chain *c, const char *path, int fd,
-                    struct img_error *err)
+                    struct img_file *file, struct img_error *err)
 {
-    int r = open_top(c, path, fd, err);
+    int r = open_top(c, path, fd, file, err);
 
     if (r == 0)
         r = open_rest(c, err);
@@ -468,7 +468,7 @@ static int open_all(struct img_chain *c, const char *path, int fd,
     return r;
 }
 
-int img_chain_open(const char *path, int fd,
+int img_chain_open(const char *path, int fd, struct img_file *file,
                    const struct img_open_options *opts,
                    struct img_chain **chain, struct img_error *err)
 {
@@ -485,11 +485,12 @@ int img_chain_open(const char *path, int fd,
     if (r < 0) {
         if (fd >= 0)
             close(fd);
+        img_file_close(file);
     } else {
         c->opts = *opts;
         c->from_fd = fd >= 0;
         c->backing_given = opts->backing;
-        r = open_all(c, path, fd, err);
+        r = open_all(c, path, fd, file, err);
     }
     if (r < 0) {
         if (c)

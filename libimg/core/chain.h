@@ -19,8 +19,9 @@ struct img_chain {
     unsigned room;              /* of layers[] */
 };
 
-/* Takes fd over if it is not -1; path then is its name in messages. */
-int img_chain_open(const char *path, int fd,
+/* Takes fd over if it is not -1, and file if it is not NULL (one of them may
+ * be given); path then is its name in messages. */
+int img_chain_open(const char *path, int fd, struct img_file *file,
                    const struct img_open_options *opts,
                    struct img_chain **chain, struct img_error *err);
 /* Closes all layers; the first error of writing back is returned. */

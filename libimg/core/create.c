@@ -15,6 +15,7 @@
 #include "base/options.h"
 #include "base/strings.h"
 #include "file/file.h"
+#include "file/nbd.h"
 
 #include <fcntl.h>
 #include <stdio.h>
@@ -123,7 +124,7 @@ static int open_backing(struct making *m, struct img_error *err)
         return img_fail_nomem(err);
     opts.flags = IMG_OPEN_PROBE | IMG_OPEN_PROBE_BACKING;
     opts.format = m->opts.backing_format;
-    r = img_chain_open(path, -1, &opts, &m->backing, err);
+    r = img_chain_open(path, -1, NULL, &opts, &m->backing, err);
     return r < 0 ? r : refuse_itself(m, err);
 }
 
@@ -343,10 +344,15 @@ int img_making_open(struct img_making *making, struct img_disk **disk,
 {
     struct making *m = making->build.core;
     struct img_open_options opts = IMG_OPEN_OPTIONS;
-    int fd = fcntl(making->build.file->fd, F_DUPFD_CLOEXEC, 3);
+    struct img_file *file = making->build.file, *shared = NULL;
+    int fd = -1, r = 0;
 
-    if (fd < 0)
-        return img_fail_errno(err, errno, "%s", making->build.path);
+    if (file->fd < 0)
+        r = img_nbd_share(file, &shared, err);
+    else if ((fd = fcntl(file->fd, F_DUPFD_CLOEXEC, 3)) < 0)
+        r = img_fail_errno(err, errno, "%s", making->build.path);
+    if (r < 0)
+        return r;
     opts.flags = IMG_OPEN_WRITE | IMG_OPEN_UNMAP | IMG_OPEN_PROBE_BACKING;
     opts.format = making->format->info.name;
     opts.resolve = resolve_made;
@@ -355,7 +361,7 @@ int img_making_open(struct img_making *making, struct img_disk **disk,
         opts.flags |= IMG_OPEN_NO_SYNC;
     if (m->opts.flags & IMG_CREATE_NO_OPEN_BACKING)
         opts.flags |= IMG_OPEN_NO_BACKING;
-    return img_disk_open(making->build.path, fd, &opts, disk, err);
+    return img_disk_open(making->build.path, fd, shared, &opts, disk, err);
 }
 
 static void making_free(struct making *m)

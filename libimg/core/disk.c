@@ -50,7 +50,7 @@ int img_probe(const char *path, const char **format, struct img_error *err)
 
 /* ---- opening ----------------------------------------------------------- */
 
-int img_disk_open(const char *path, int fd,
+int img_disk_open(const char *path, int fd, struct img_file *file,
                   const struct img_open_options *opts,
                   struct img_disk **disk, struct img_error *err)
 {
@@ -62,10 +62,11 @@ int img_disk_open(const char *path, int fd,
     if (!d || !d->path) {
         if (fd >= 0)
             close(fd);
+        img_file_close(file);
         free(d);
         return img_fail_nomem(err);
     }
-    r = img_chain_open(path, fd, opts, &d->chain, err);
+    r = img_chain_open(path, fd, file, opts, &d->chain, err);
     if (r < 0) {
         free(d->path);
         free(d);
@@ -84,7 +85,7 @@ int img_open(const char *path, const struct img_open_options *opts,
     struct img_open_options all;
     int r = img_options_take(&all, sizeof all, opts, err);
 
-    return r < 0 ? r : img_disk_open(path, -1, &all, disk, err);
+    return r < 0 ? r : img_disk_open(path, -1, NULL, &all, disk, err);
 }
 
 int img_open_fd(int fd, const struct img_open_options *opts,
@@ -101,7 +102,7 @@ int img_open_fd(int fd, const struct img_open_options *opts,
         return r;
     }
     snprintf(name, sizeof name, "descriptor %d", fd);
-    return img_disk_open(name, fd, &all, disk, err);
+    return img_disk_open(name, fd, NULL, &all, disk, err);
 }
 
 int img_close(struct img_disk *d, struct img_error *err)

@@ -16,8 +16,9 @@ struct img_disk {
     struct img_crew *crew;          /* the queues' helpers; NULL = none yet */
 };
 
-/* opts are complete (img_options_take).  Takes fd over if it is not -1. */
-int img_disk_open(const char *path, int fd,
+/* opts are complete (img_options_take).  Takes fd over if it is not -1, and
+ * file, which may be given instead, if it is not NULL. */
+int img_disk_open(const char *path, int fd, struct img_file *file,
                   const struct img_open_options *opts,
                   struct img_disk **disk, struct img_error *err);
 /* core/queue.c: ends the helpers.  NULL is fine. */

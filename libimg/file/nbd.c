@@ -39,6 +39,12 @@ int img_nbd_open(const char *uri, unsigned flags, struct img_file **file,
     return img_fail(err, ENOTSUP, "%s: built without libnbd", uri);
 }
 
+int img_nbd_share(struct img_file *file, struct img_file **shared,
+                  struct img_error *err)
+{
+    return img_fail(err, ENOTSUP, "%s: has no descriptor", file->path);
+}
+
 #else
 
 #include "base/checked.h"
@@ -81,6 +87,7 @@ struct known {                  /* a row of extents the server told of */
 };
 
 struct nbd {
+    atomic_uint users;          /* files */
     struct img_mutex lock;
     struct conn *conns[CONNS];
     unsigned n;
@@ -624,6 +631,8 @@ static void nbd_file_close(struct img_file *f)
 {
     struct nbd *s = f->state;
 
+    if (atomic_fetch_sub(&s->users, 1) > 1)
+        return;
     for (unsigned i = 0; i < s->n; i++) {
         nbd_shutdown(s->conns[i]->h, 0);
         conn_free(s->conns[i]);
@@ -721,6 +730,7 @@ int img_nbd_open(const char *uri, unsigned flags, struct img_file **file,
     }
     img_mutex_init(&s->lock);
     img_mutex_init(&s->rmw);
+    atomic_init(&s->users, 1);
     f->ops = &nbd_ops;
     f->state = s;
     f->fd = -1;
@@ -735,6 +745,29 @@ int img_nbd_open(const char *uri, unsigned flags, struct img_file **file,
         return ret;
     }
     *file = f;
+    return 0;
+}
+
+int img_nbd_share(struct img_file *file, struct img_file **shared,
+                  struct img_error *err)
+{
+    struct img_file *f = malloc(sizeof *f);
+    struct nbd *s = file->state;
+
+    if (file->ops != &nbd_ops) {
+        free(f);
+        return img_fail(err, ENOTSUP, "%s: has no descriptor", file->path);
+    }
+    if (f) {
+        *f = *file;
+        f->path = strdup(file->path);
+    }
+    if (!f || !f->path) {
+        free(f);
+        return img_fail_nomem(err);
+    }
+    atomic_fetch_add(&s->users, 1);
+    *shared = f;
     return 0;
 }
 #endif

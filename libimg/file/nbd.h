@@ -9,4 +9,7 @@ bool img_nbd_is_uri(const char *path);
 /* flags as for img_file_open. */
 int img_nbd_open(const char *uri, unsigned flags, struct img_file **file,
                  struct img_error *err);
+/* Another file on the same connections; file is an NBD server's. */
+int img_nbd_share(struct img_file *file, struct img_file **shared,
+                  struct img_error *err);
 #endif

@@ -81,19 +81,19 @@ same "bare server" raw "$tmp/d.raw"
 
 # CVE-2022-0485 (nbdcopy): an error of the server must fail the copy, both
 # ways, and leave no output.
-kit --filter=error file "$tmp/disk.raw" error-pread=EIO error-pread-rate=0.1
+kit --filter=error file "$tmp/disk.raw" error-pread=EIO error-pread-rate=1
 ! vimg convert -f raw -O qcow2 "$kituri" "$tmp/e.qcow2" 2>"$tmp/err" ||
     die "CVE-2022-0485: read errors were swallowed"
 grep -q "Input/output error" "$tmp/err" || die "the error is not told"
 [ ! -e "$tmp/e.qcow2" ] || die "half an output"
 unkit
-kit --filter=error memory 64M error-pwrite=ENOSPC error-pwrite-rate=0.1
+kit --filter=error memory 64M error-pwrite=ENOSPC error-pwrite-rate=1
 ! vimg convert -n -f raw -O raw "$tmp/disk.raw" "$kituri" 2>/dev/null ||
     die "CVE-2022-0485: write errors were swallowed"
 unkit
 
 # The server goes away in the middle.
-kit --filter=delay file "$tmp/disk.raw" rdelay=100ms
+kit --filter=delay file "$tmp/disk.raw" rdelay=60
 vimg convert -f raw -O qcow2 "$kituri" "$tmp/f.qcow2" 2>/dev/null &
 pid=$!
 sleep 0.3
