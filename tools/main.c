@@ -15,7 +15,7 @@ const struct command *const commands[] = {
     &command_create, &command_info, &command_convert, &command_resize,
     &command_map, &command_check, &command_snapshot, &command_commit,
     &command_rebase, &command_compare, &command_measure, &command_amend,
-    &command_bitmap, &command_dd, &command_bench, &command_tree,
+    &command_bitmap, &command_dd, &command_bench, &command_io, &command_tree,
     NULL
 };
 

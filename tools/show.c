@@ -74,6 +74,15 @@ static void show_value(const struct img_value *v, size_t index, int depth)
         show_value(&v->items[i], i, depth + 1);
 }
 
+void show_specific(const struct img_info *info)
+{
+    if (!info->specific)
+        return;
+    puts("Format specific information:");
+    for (size_t i = 0; i < info->specific->n_items; i++)
+        show_value(&info->specific->items[i], i, 1);
+}
+
 static void show_backing(const struct img_info *info)
 {
     if (!info->backing)
@@ -104,11 +113,7 @@ static void show_one(const struct img_info *info, const char *name)
         puts("cleanly shut down: no");
     show_backing(info);
     show_snapshots(info);
-    if (!info->specific)
-        return;
-    puts("Format specific information:");
-    for (size_t i = 0; i < info->specific->n_items; i++)
-        show_value(&info->specific->items[i], i, 1);
+    show_specific(info);
 }
 
 void show_info(const struct img_info *info, const char *name, bool chain)

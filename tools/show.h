@@ -13,6 +13,8 @@ enum output output_argument(const char *text);
  * its path. */
 void show_info(const struct img_info *info, const char *name, bool chain);
 json_t *show_info_json(const struct img_info *info, const char *name);
+/* "Format specific information:", if there is some. */
+void show_specific(const struct img_info *info);
 /* Nothing when there are no snapshots. */
 void show_snapshots(const struct img_info *info);
 

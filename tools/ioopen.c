@@ -1,0 +1,185 @@
+/* vimg io: open, close, reopen. */
+#include "io.h"
+#include "vimg.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static char *absolute(const char *path)
+{
+    char *full = realpath(path, NULL);
+
+    return full ? full : need_memory(strdup(path));
+}
+
+/* A throw-away overlay, so that the image itself stays as it is. */
+static char *make_scratch(struct img_disk *disk)
+{
+    struct img_create_options opts = IMG_CREATE_OPTIONS;
+    const char *folder = getenv("TMPDIR");
+    char *path = format_text("%s/vimg.XXXXXX", folder ? folder : "/var/tmp");
+    char *backing = absolute(img_path(disk));
+    struct img_error err;
+    int fd = mkstemp(path);
+
+    opts.format = "qcow2";
+    opts.backing = backing;
+    opts.backing_format = img_format_name(disk);
+    opts.flags = IMG_CREATE_NO_SYNC;
+    if (fd < 0)
+        complain("%s: %s", path, strerror(errno));
+    if (fd < 0 || img_create(path, &opts, &err) < 0) {
+        if (fd >= 0) {
+            complain("%s", err.message);
+            unlink(path);
+        }
+        free(path);
+        path = NULL;
+    }
+    if (fd >= 0)
+        close(fd);
+    free(backing);
+    return path;
+}
+
+static int open_scratch(struct io *io)
+{
+    struct open_how how = { .format = "qcow2", .cache = "unsafe" };
+
+    io->scratch = make_scratch(io->disk);
+    img_close(io->disk, NULL);
+    io->disk = io->scratch ? open_image(io->scratch, &how, IMG_OPEN_WRITE)
+                           : NULL;
+    return io->disk ? 0 : -1;
+}
+
+int io_open_named(struct io *io, const char *name, bool scratch)
+{
+    if (io->disk) {
+        complain("file open already, try 'help close'");
+        return -1;
+    }
+    io->how.failing = "can't open device";
+    io->disk = open_image(name, &io->how,
+                          io->read_only || scratch ? 0 : IMG_OPEN_WRITE);
+    if (!io->disk)
+        return -1;
+    io->probed_raw = !io->how.format && !io->how.image_opts &&
+                     strncmp(name, "json:", 5) &&
+                     !strcmp(img_format_name(io->disk), "raw");
+    free(io->name);
+    io->name = need_memory(strdup(name));
+    if (!scratch)
+        return 0;
+    io->read_only = io->probed_raw = false;
+    return open_scratch(io);
+}
+
+int io_close(struct io *io, int argc, char **argv)
+{
+    int r;
+
+    io_aio_close(io);
+    r = io->disk && !close_image(io->disk) ? -1 : 0;
+    io->disk = NULL;
+    if (io->scratch)
+        unlink(io->scratch);
+    free(io->scratch);
+    io->scratch = NULL;
+    return r;
+}
+
+int io_open(struct io *io, int argc, char **argv)
+{
+    struct open_how how = { .share = false };
+    const char *list = NULL;
+    bool scratch = false, read_only = false, copy = false;
+    char *made = NULL;
+    int c, r;
+
+    while ((c = getopt(argc, argv, "snCro:ki:t:d:U")) != -1) {
+        scratch |= c == 's';
+        read_only |= c == 'r';
+        copy |= c == 'C';
+        how.share |= c == 'U';
+        if (c == 'n')
+            how.cache = "none";
+        else if (c == 't')
+            how.cache = optarg;
+        else if (c == 'd')
+            how.discard = optarg;
+        else if (c == 'o')
+            list = optarg;
+        else if (c == '?') {
+            io_usage(io_find("open"));
+            return -1;
+        }
+    }
+    if (optind < argc - 1 || (optind == argc && !list)) {
+        io_usage(io_find("open"));
+        return -1;
+    }
+    if (io->disk) {
+        complain("file open already, try 'help close'");
+        return -1;
+    }
+    if (list) {
+        how.image_opts = true;
+        made = optind < argc ? format_text("%s,file.filename=%s", list,
+                                           argv[optind])
+                             : need_memory(strdup(list));
+    }
+    /* The words of argv are gone when the next command is read. */
+    how.cache = how.cache ? need_memory(strdup(how.cache)) : NULL;
+    io->how = how;
+    io->read_only = read_only;
+    io->copy_on_read = copy;
+    r = io_open_named(io, made ? made : argv[optind], scratch);
+    free(made);
+    return r;
+}
+
+/* The image is closed and opened again, since the library has no way to
+ * change how an open one is used. */
+int io_reopen(struct io *io, int argc, char **argv)
+{
+    struct open_how how = io->how;
+    bool read_only = io->read_only, r = false, w = false;
+    unsigned unused = 0;
+    int c;
+
+    while ((c = getopt(argc, argv, "c:o:rw")) != -1) {
+        r |= c == 'r';
+        w |= c == 'w';
+        if (c == 'c') {
+            if (!open_cache_flags(optarg, "cache option", &unused))
+                return -1;
+            how.cache = need_memory(strdup(optarg));
+        } else if (c == '?') {
+            io_usage(io_find("reopen"));
+            return -1;
+        }
+    }
+    if (r && w) {
+        complain("Only one -r/-w option may be given");
+        return -1;
+    }
+    if (r || w)
+        read_only = r;
+    if (io->scratch) {
+        io->read_only = read_only;
+        return 0;
+    }
+    io_aio_close(io);
+    if (!close_image(io->disk)) {
+        io->disk = NULL;
+        return -1;
+    }
+    io->disk = NULL;
+    io->how = how;
+    io->read_only = read_only;
+    return io_open_named(io, io->name, false);
+}
