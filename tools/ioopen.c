@@ -70,8 +70,10 @@ int io_open_named(struct io *io, const char *name, bool scratch)
     io->probed_raw = !io->how.format && !io->how.image_opts &&
                      strncmp(name, "json:", 5) &&
                      !strcmp(img_format_name(io->disk), "raw");
-    free(io->name);
-    io->name = need_memory(strdup(name));
+    if (name != io->name) {
+        free(io->name);
+        io->name = need_memory(strdup(name));
+    }
     if (!scratch)
         return 0;
     io->read_only = io->probed_raw = false;

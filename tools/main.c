@@ -5,7 +5,6 @@
 #include "vimg.h"
 
 #include <errno.h>
-#include <libgen.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -155,5 +154,10 @@ static int dispatch(int argc, char **argv)
 
 int main(int argc, char **argv)
 {
+    const char *slash = argc ? strrchr(argv[0], '/') : NULL;
+
+    /* A link of that name stands in for qemu-io in scripts. */
+    if (argc && !strcmp(slash ? slash + 1 : argv[0], "qemu-io"))
+        return finish_output(run(&command_io, argc, argv));
     return finish_output(dispatch(argc, argv));
 }
