@@ -214,8 +214,8 @@ static int bench(struct bench *b)
                args.write ? "write" : "read", b->size, b->depth, b->offset,
                b->step);
         if (b->interval)
-            printf("Sending flush every %" PRIu64 " %srequests\n",
-                   b->interval, args.no_drain ? "in-flight " : "");
+            printf("Sending flush every %" PRIu64 " requests\n",
+                   b->interval);
     }
     if (img_queue_open(b->disk, (unsigned)b->depth + 1, &b->queue, &err) < 0) {
         complain("%s", err.message);

@@ -1,0 +1,30 @@
+#!/bin/sh
+# vimg bitmap against qemu-img bitmap.
+. ./tests/functions.sh
+. "$srcdir/tests/cli/twin.sh"
+
+prepare qemu-img create -q -f qcow2 a.qcow2 64M
+prepare qemu-io -c 'write -P 1 0 1M' -c 'write -z 1M 1M' a.qcow2
+prepare qemu-img create -q -f raw a.raw 64M
+prepare qemu-img create -q -f qcow2 c.qcow2 64M
+prepare qemu-io -c 'write -P 1 0 1M' -c 'write -P 0 5M 1M' c.qcow2
+
+both bitmap --add a.qcow2 b0
+both bitmap --add a.qcow2 b0
+both bitmap --add -g 16k --disable a.qcow2 b1
+both bitmap --merge b0 a.qcow2 b1
+both bitmap --add c.qcow2 b5
+both bitmap --merge b5 -b c.qcow2 -F qcow2 a.qcow2 b1
+both bitmap --enable --clear a.qcow2 b1
+json info --output=json a.qcow2
+both bitmap --remove a.qcow2 b0
+json info --output=json a.qcow2
+for args in '--add a.qcow2' 'a.qcow2 b0' '--merge b9 a.qcow2 b1' \
+    '--remove a.qcow2 b9' '--clear a.qcow2 b9' '--enable a.qcow2 b9' \
+    '--add -f raw a.raw b9' '--add -g 3 a.qcow2 b9' \
+    '--add -g 256 a.qcow2 b9' '-g 64k --clear a.qcow2 b1' \
+    '-b a.qcow2 --clear a.qcow2 b1' '-F qcow2 --merge x a.qcow2 b1' \
+    '--add --image-opts -f qcow2 a.qcow2 b1'; do
+    both bitmap $args
+done
+finish

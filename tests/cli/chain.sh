@@ -1,0 +1,45 @@
+#!/bin/sh
+# vimg commit and rebase against qemu-img's.
+. ./tests/functions.sh
+. "$srcdir/tests/cli/twin.sh"
+
+prepare qemu-img create -q -f qcow2 a.qcow2 64M
+prepare qemu-io -c 'write -P 1 0 1M' -c 'write -z 1M 1M' a.qcow2
+prepare qemu-img create -q -f raw a.raw 64M
+prepare qemu-img create -q -f qcow2 c.qcow2 64M
+prepare qemu-io -c 'write -P 1 0 1M' -c 'write -P 0 5M 1M' c.qcow2
+
+chain() {
+    prepare qemu-img create -q -f qcow2 -b a.qcow2 -F qcow2 m.qcow2
+    prepare qemu-io -c 'write -P 5 2M 64k' m.qcow2
+    prepare qemu-img create -q -f qcow2 -b m.qcow2 -F qcow2 t.qcow2 80M
+    prepare qemu-io -c 'write -P 6 3M 64k' -c 'write -z 0 64k' t.qcow2
+}
+chain
+both commit t.qcow2; images m.qcow2 t.qcow2
+both commit -q -d t.qcow2; images m.qcow2 t.qcow2
+chain
+both commit -b a.qcow2 -r 1G t.qcow2; images a.qcow2 t.qcow2
+both commit -b missing t.qcow2
+both commit a.qcow2
+both commit -r foo t.qcow2
+both commit -t foo t.qcow2
+both commit
+
+chain
+both rebase -b a.qcow2 -F qcow2 t.qcow2; images t.qcow2
+json info --output=json t.qcow2
+both rebase -b m.qcow2 -F qcow2 t.qcow2; images t.qcow2
+both rebase -b c.qcow2 -F qcow2 -t none -T none t.qcow2; images t.qcow2
+both rebase -b '' t.qcow2; images t.qcow2
+json info --output=json t.qcow2
+both rebase -u -b gone.qcow2 -F qcow2 t.qcow2
+json info --output=json t.qcow2
+both rebase -b a.qcow2 -F qcow2 t.qcow2
+both rebase -u -b gone.qcow2 -F foo t.qcow2
+both rebase -u -b m.qcow2 -F qcow2 t.qcow2
+both rebase -b missing -F qcow2 t.qcow2
+both rebase t.qcow2
+both rebase -b a.qcow2 -F qcow2 t.qcow2 extra
+code check t.qcow2
+finish

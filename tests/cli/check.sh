@@ -1,0 +1,47 @@
+#!/bin/sh
+# vimg check against qemu-img check: counts, words, exit codes.
+. ./tests/functions.sh
+. "$srcdir/tests/cli/twin.sh"
+
+prepare qemu-img create -q -f qcow2 a.qcow2 64M
+prepare qemu-io -c 'write 4M 1M' -c 'write -c 6M 64k' -c 'write -z 7M 64k' \
+    a.qcow2
+prepare qemu-img create -q -f qcow2 -b a.qcow2 -F qcow2 o.qcow2
+prepare qemu-img create -q -f raw a.raw 1M
+prepare qemu-img create -q -f vdi a.vdi 8M
+prepare qemu-img create -q -f vmdk a.vmdk 8M
+# Cluster 1 unreferenced by the refcounts; a leak behind the last cluster.
+prepare cp a.qcow2 bad.qcow2
+prepare sh -c "printf '\\0\\0' | dd of=bad.qcow2 bs=1 seek=131074 \
+    conv=notrunc status=none"
+prepare cp a.qcow2 leak.qcow2
+prepare sh -c "printf '\\0\\1' | dd of=leak.qcow2 bs=1 seek=131136 \
+    conv=notrunc status=none; truncate -s 4M leak.qcow2"
+
+for f in a.qcow2 o.qcow2 a.raw a.vdi a.vmdk missing; do
+    both check $f
+    both check -q $f
+    json check --output=json $f
+done
+for f in bad.qcow2 leak.qcow2; do
+    both check $f
+    both check -q $f
+    json check --output=json $f
+done
+prepare cp leak.qcow2 leak2.qcow2
+both check -r leaks leak2.qcow2
+both check leak2.qcow2
+prepare cp leak.qcow2 leak2.qcow2
+json check -r all --output=json leak2.qcow2
+prepare cp bad.qcow2 bad2.qcow2
+code check -r all bad2.qcow2
+both check bad2.qcow2
+qemu-img check -q "$tmp/v/bad2.qcow2" || wrong "qemu-img check after repair"
+both check -r foo a.qcow2
+both check -U a.qcow2
+both check -T none a.qcow2
+code check -T foo a.qcow2
+both check --output=foo a.qcow2
+both check
+both check a b
+finish

@@ -1,0 +1,32 @@
+#!/bin/sh
+# vimg resize against qemu-img resize.
+. ./tests/functions.sh
+. "$srcdir/tests/cli/twin.sh"
+
+prepare qemu-img create -q -f raw a.raw 64M
+prepare qemu-img create -q -f qcow2 a.qcow2 1G
+prepare qemu-img create -q -f qcow2 -b a.qcow2 -F qcow2 b.qcow2
+both resize a.raw +10M
+both resize -f raw a.raw +10M
+both resize -f raw a.raw -10M
+both resize -f raw a.raw -- -10M
+both resize -f raw --shrink a.raw -10M
+both resize -f raw -q a.raw 90M
+both resize -f raw --preallocation=full a.raw 91M
+both resize a.qcow2 2G
+both resize --preallocation=metadata a.qcow2 2100M
+both resize --preallocation=falloc a.qcow2 2101M
+both resize --shrink a.qcow2 1G
+both resize a.qcow2 512M
+both resize --shrink --preallocation=full a.qcow2 512M
+both resize --image-opts driver=qcow2,file.filename=b.qcow2 +1G
+for args in '' 'a.qcow2' 'a.qcow2 foo' 'a.qcow2 +' 'a.qcow2 0' \
+    'missing 1G' '--shrink a.qcow2 -100G' '--shrink a.qcow2 1G foo' \
+    '--preallocation=foo a.qcow2 3G'; do
+    both resize $args
+done
+for f in a.raw a.qcow2 b.qcow2; do
+    json info --output=json $f
+done
+both check a.qcow2
+finish
