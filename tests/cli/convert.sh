@@ -65,8 +65,8 @@ done
 
 both dd if=a.qcow2 of=o; images o
 both dd -O qcow2 if=a.qcow2 of=o bs=1M count=2; images o
-both dd -O qcow2 if=a.qcow2 of=o bs=1M count=2 skip=1; images o
-both dd if=a.qcow2 of=o bs=1000 count=300 skip=7; images o
+both dd if=a.qcow2 of=o bs=1000 count=300; images o
+both dd if=a.qcow2 of=o bs=1000 skip=7; images o
 both dd if=a.qcow2 of=o bs=1M skip=100; images o
 both dd -f raw -O vmdk if=a.raw of=o.vmdk bs=1M count=3; images o.vmdk
 for args in 'if=a.qcow2' 'of=z' 'foo=x if=a.qcow2 of=z' \
@@ -76,8 +76,14 @@ for args in 'if=a.qcow2' 'of=z' 'foo=x if=a.qcow2 of=z' \
     both dd $args
 done
 
-# Streams.
 cd "$tmp/v"
+# With skip qemu-img 7.2 copies fewer blocks than count says; dd(1) does not.
+vimg dd if=a.qcow2 of=o bs=1000 count=300 skip=7
+dd if=a.raw of=plain bs=1000 count=300 skip=7 status=none
+truncate -s 300032 plain
+cmp o plain || wrong 'dd with skip and count'
+
+# Streams.
 vimg convert -O raw a.qcow2 - | cmp - a.raw || wrong 'convert to a pipe'
 cat a.raw | vimg convert -O qcow2 - p.qcow2
 vimg compare -q p.qcow2 a.raw || wrong 'convert from a pipe'
