@@ -92,6 +92,8 @@ int img_file_allocate(struct img_file *file, uint64_t off, uint64_t len,
 {
     if (!len)
         return 0;
+    if (!file->writable)
+        return img_fail(err, EROFS, "%s: not open for writing", file->path);
     if (!file->ops->allocate)
         return img_fail(err, ENOTSUP, "%s: cannot reserve space here",
                         file->path);
@@ -101,6 +103,8 @@ int img_file_allocate(struct img_file *file, uint64_t off, uint64_t len,
 int img_file_truncate(struct img_file *file, uint64_t size,
                       struct img_error *err)
 {
+    if (!file->writable)
+        return img_fail(err, EROFS, "%s: not open for writing", file->path);
     if (!file->ops->truncate)
         return img_fail(err, ENOTSUP, "%s: cannot change its size",
                         file->path);
@@ -137,7 +141,7 @@ int img_file_reflink(struct img_file *to, uint64_t to_off,
                      struct img_file *from, uint64_t from_off, uint64_t len,
                      struct img_error *err)
 {
-    if (!to->ops->reflink || to->ops != from->ops)
+    if (!to->writable || !to->ops->reflink || to->ops != from->ops)
         return img_fail(err, ENOTSUP, "%s: cannot share blocks with %s",
                         to->path, from->path);
     return to->ops->reflink(to, to_off, from, from_off, len, err);

@@ -129,7 +129,8 @@ enum {
     IMG_PERM_RESIZE = 8, IMG_PERM_ALL = 15
 };
 /* Uses perm, lets others use shared.  -EBUSY: somebody else has it open in a
- * way that does not go with that.  Replaces what was locked before. */
+ * way that does not go with that.  Replaces what was locked before, which
+ * stays where this fails. */
 int img_file_lock(struct img_file *file, unsigned perm, unsigned shared,
                   struct img_error *err);
 

@@ -73,16 +73,25 @@ static int take(int fd, const char *path, unsigned perm, unsigned shared,
     return 0;
 }
 
-int img_lock_apply(int fd, const char *path, unsigned perm, unsigned shared,
+static void keep_only(int fd, unsigned perm, unsigned shared)
+{
+    for (int i = 0; i < PERMS; i++) {
+        if (!(perm & (1u << i)))
+            set_byte(fd, USED_BASE + i, false);
+        if (shared & (1u << i))
+            set_byte(fd, DENIED_BASE + i, false);
+    }
+}
+
+int img_lock_apply(int fd, const char *path, unsigned old_perm,
+                   unsigned old_shared, unsigned perm, unsigned shared,
                    struct img_error *err)
 {
     int r = take(fd, path, perm, shared, err);
 
-    for (int i = 0; i < PERMS; i++) {
-        if (r < 0 || !(perm & (1u << i)))
-            set_byte(fd, USED_BASE + i, false);
-        if (r < 0 || (shared & (1u << i)))
-            set_byte(fd, DENIED_BASE + i, false);
-    }
+    if (r < 0)
+        keep_only(fd, old_perm, old_shared);
+    else
+        keep_only(fd, perm, shared);
     return r;
 }

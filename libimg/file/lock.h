@@ -3,6 +3,8 @@
 #define IMG_FILE_LOCK_H
 struct img_error;
 
-int img_lock_apply(int fd, const char *path, unsigned perm, unsigned shared,
+/* What was locked before stays so where this fails. */
+int img_lock_apply(int fd, const char *path, unsigned old_perm,
+                   unsigned old_shared, unsigned perm, unsigned shared,
                    struct img_error *err);
 #endif

@@ -2,8 +2,12 @@
  *
  * The new file has no name while it is written (O_TMPFILE) where the file
  * system allows that, so that even SIGKILL leaves nothing behind; else a
- * hidden name beside the target.  It takes the target's name by rename, after
- * its content is durable, and then the folder is made durable.
+ * hidden name beside the target.  It takes the target's name after its
+ * content is durable, and then the folder is made durable.  A target that was
+ * there is locked meanwhile; one that was not must not have come up.
+ *
+ * Devices are written in place, and so are files that cannot be replaced: in
+ * a folder where we may not write, or mounted one by one.
  */
 #include "file/file.h"
 #include "file/nbd.h"
@@ -28,12 +32,15 @@ struct img_output {
     char *folder;
     char *temp;                 /* its name until then; NULL = none */
     bool in_place, no_sync;
+    bool created;               /* in place, and not there before */
 };
 
 static void output_free(struct img_output *out)
 {
     if (out->temp)
         unlink(out->temp);
+    if (out->created)
+        unlink(out->path);
     img_file_close(out->file);
     img_file_close(out->old);
     free(out->path);
@@ -50,24 +57,20 @@ static char *random_name(const char *path)
 
     if (!copy || getrandom(&number, sizeof number, 0) != sizeof number)
         return NULL;
-    if (asprintf(&name, "%.*s/.%s.%016llx.part",
+    if (asprintf(&name, "%.*s/.%.200s.%016llx.part",
                  (int)(strrchr(path, '/') - path), path, basename(copy),
                  (unsigned long long)number) < 0)
         return NULL;
     return name;
 }
 
-/* Where the name really leads: through symbolic links, as an absolute path
- * whose last part need not exist. */
-static char *real_target(const char *path)
+/* path without symbolic links but perhaps in its last part, which need not
+ * exist. */
+static char *real_folder(const char *path)
 {
-    char *real = realpath(path, NULL), *name = NULL;
-    img_autofree char *a = NULL, *b = NULL, *folder = NULL;
+    img_autofree char *a = strdup(path), *b = strdup(path), *folder = NULL;
+    char *name = NULL;
 
-    if (real || errno != ENOENT)
-        return real;
-    a = strdup(path);
-    b = strdup(path);
     if (!a || !b)
         return NULL;
     folder = realpath(dirname(a), NULL);
@@ -77,6 +80,49 @@ static char *real_target(const char *path)
                  basename(b)) < 0)
         return NULL;
     return name;
+}
+
+/* Where a link leads, which lies at the real path `link`. */
+static char *link_target(const char *link)
+{
+    char text[PATH_MAX], *path = NULL;
+    ssize_t n = readlink(link, text, sizeof text - 1);
+
+    if (n < 0)
+        return NULL;
+    text[n] = 0;
+    if (text[0] == '/')
+        return strdup(text);
+    if (asprintf(&path, "%.*s/%s", (int)(strrchr(link, '/') - link), link,
+                 text) < 0)
+        return NULL;
+    return path;
+}
+
+/* Where the name really leads, also where a link leads to what is not there
+ * yet. */
+static char *real_target(const char *path)
+{
+    enum { LINKS_MAX = 40 };
+    char *real = realpath(path, NULL);
+    img_autofree char *next = NULL;
+    struct stat st;
+
+    if (real || errno != ENOENT)
+        return real;
+    real = real_folder(path);
+    for (int i = 0; real && i < LINKS_MAX; i++) {
+        if (lstat(real, &st) < 0 || !S_ISLNK(st.st_mode))
+            return real;
+        free(next);
+        next = link_target(real);
+        free(real);
+        real = next ? real_folder(next) : NULL;
+    }
+    if (real)
+        errno = ELOOP;
+    free(real);
+    return NULL;
 }
 
 static int lock_old(struct img_output *out, unsigned flags,
@@ -90,19 +136,64 @@ static int lock_old(struct img_output *out, unsigned flags,
                          0, err);
 }
 
+/* What the old file keeps to itself the new one must, too. */
+static int keep_mode(struct img_output *out, struct img_error *err)
+{
+    struct stat was, is;
+    int r;
+
+    if (!out->old)
+        return 0;
+    r = fstat(out->old->fd, &was);
+    if (r == 0 && fchmod(out->file->fd, was.st_mode & 07777) < 0) {
+        r = fstat(out->file->fd, &is);
+        if (r == 0 && (is.st_mode & ~was.st_mode & 0777)) {
+            errno = EPERM;
+            r = -1;
+        }
+    }
+    return r == 0 ? 0 : img_fail_errno(err, errno, "%s: keeping its mode",
+                                       out->path);
+}
+
+/* Changing the owner takes rights away from us, so it comes late.  Where the
+ * owner is not ours to give away, the mode must not mean others' rights. */
+static int keep_owner(struct img_output *out, struct img_error *err)
+{
+    struct stat was, is;
+
+    if (!out->old)
+        return 0;
+    if (fstat(out->old->fd, &was) < 0 || fstat(out->file->fd, &is) < 0)
+        return img_fail_errno(err, errno, "%s", out->path);
+    if (was.st_uid == is.st_uid && was.st_gid == is.st_gid)
+        return 0;
+    if (fchown(out->file->fd, was.st_uid, was.st_gid) < 0) {
+        fchmod(out->file->fd, was.st_mode & 0777);
+        return 0;
+    }
+    return keep_mode(out, err);
+}
+
+static bool has_proc(void)
+{
+    return access("/proc/self/fd", X_OK) == 0;
+}
+
 static int open_beside(struct img_output *out, unsigned file_flags,
                        struct img_error *err)
 {
     int mode = O_RDWR | O_CLOEXEC |
                (file_flags & IMG_FILE_DIRECT ? O_DIRECT : 0);
-    int fd = open(out->folder, mode | O_TMPFILE, 0666);
+    int fd = has_proc() ? open(out->folder, mode | O_TMPFILE, 0666) : -1;
+    int r;
 
-    if (fd >= 0)
-        return img_file_from_fd(fd, out->path, file_flags, &out->file, err);
-    out->temp = random_name(out->path);
-    if (!out->temp)
-        return img_fail_nomem(err);
-    fd = open(out->temp, mode | O_CREAT | O_EXCL, 0666);
+    if (fd < 0) {
+        out->temp = random_name(out->path);
+        if (!out->temp)
+            return img_fail_nomem(err);
+        fd = open(out->temp, mode | O_CREAT | O_EXCL, 0666);
+    }
     if (fd < 0) {
         int code = errno;
 
@@ -110,18 +201,50 @@ static int open_beside(struct img_output *out, unsigned file_flags,
         out->temp = NULL;
         return img_fail_errno(err, code, "Could not create '%s'", out->path);
     }
-    return img_file_from_fd(fd, out->path, file_flags, &out->file, err);
+    r = img_file_from_fd(fd, out->path, file_flags, &out->file, err);
+    return r < 0 ? r : keep_mode(out, err);
 }
 
-static int keep_owner(struct img_output *out)
+/* Is the file mounted by itself, as containers do?  Then its name cannot be
+ * given to another file. */
+static bool is_mounted(const char *path, const char *folder)
 {
-    struct stat st;
+#ifdef STATX_MNT_ID
+    struct statx a, b;
 
-    if (!out->old || fstat(out->old->fd, &st) < 0)
-        return 0;
-    if (fchown(out->file->fd, st.st_uid, st.st_gid) < 0)
-        st.st_mode &= 0777;     /* not ours to give away */
-    return fchmod(out->file->fd, st.st_mode & 07777);
+    return statx(AT_FDCWD, path, 0, STATX_MNT_ID, &a) == 0 &&
+           statx(AT_FDCWD, folder, 0, STATX_MNT_ID, &b) == 0 &&
+           (a.stx_mask & b.stx_mask & STATX_MNT_ID) &&
+           a.stx_mnt_id != b.stx_mnt_id;
+#else
+    struct stat a, b;
+
+    return stat(path, &a) == 0 && stat(folder, &b) == 0 &&
+           a.st_dev != b.st_dev;
+#endif
+}
+
+static bool must_stay(const struct img_output *out, const struct stat *st)
+{
+    return S_ISBLK(st->st_mode) || is_mounted(out->path, out->folder) ||
+           (access(out->folder, W_OK | X_OK) < 0 &&
+            (errno == EACCES || errno == EROFS));
+}
+
+static int open_in_place(struct img_output *out, unsigned file_flags,
+                         bool exists, struct img_error *err)
+{
+    int r = img_file_open(out->path,
+                          file_flags | (exists ? 0 : IMG_FILE_CREATE),
+                          &out->file, err);
+
+    if (r < 0)
+        return r;
+    out->created = !exists;
+    r = img_file_lock(out->file, IMG_PERM_WRITE | IMG_PERM_RESIZE, 0, err);
+    if (r == 0 && !out->file->is_device)
+        r = img_file_truncate(out->file, 0, err);
+    return r;
 }
 
 static int begin(struct img_output *out, const char *path, unsigned flags,
@@ -152,20 +275,11 @@ static int begin(struct img_output *out, const char *path, unsigned flags,
         return img_fail(err, EINVAL, "%s: neither a file nor a block device",
                         path);
     out->in_place = (flags & IMG_OUTPUT_IN_PLACE) ||
-                    (exists && S_ISBLK(st.st_mode));
-    if (!out->in_place) {
-        r = exists ? lock_old(out, IMG_FILE_WRITE, err) : 0;
-        return r < 0 ? r : open_beside(out, file_flags, err);
-    }
-    r = img_file_open(out->path,
-                      file_flags | (exists ? 0 : IMG_FILE_CREATE),
-                      &out->file, err);
-    if (r == 0)
-        r = img_file_lock(out->file, IMG_PERM_WRITE | IMG_PERM_RESIZE, 0,
-                          err);
-    if (r == 0 && !out->file->is_device)
-        r = img_file_truncate(out->file, 0, err);
-    return r;
+                    (exists && must_stay(out, &st));
+    if (out->in_place)
+        return open_in_place(out, file_flags, exists, err);
+    r = exists ? lock_old(out, IMG_FILE_WRITE, err) : 0;
+    return r < 0 ? r : open_beside(out, file_flags, err);
 }
 
 int img_output_begin(const char *path, unsigned flags, struct img_output **out,
@@ -190,19 +304,24 @@ struct img_file *img_output_file(struct img_output *out)
     return out->file;
 }
 
+static int link_as(struct img_output *out, const char *name)
+{
+    char proc[64];
+
+    snprintf(proc, sizeof proc, "/proc/self/fd/%d", out->file->fd);
+    return linkat(AT_FDCWD, proc, AT_FDCWD, name, AT_SYMLINK_FOLLOW);
+}
+
 /* A file without a name cannot be renamed over another one; it gets a hidden
  * name for that moment. */
 static int give_temp_name(struct img_output *out, struct img_error *err)
 {
-    char proc[64];
-
     if (out->temp)
         return 0;
     out->temp = random_name(out->path);
     if (!out->temp)
         return img_fail_nomem(err);
-    snprintf(proc, sizeof proc, "/proc/self/fd/%d", out->file->fd);
-    if (linkat(AT_FDCWD, proc, AT_FDCWD, out->temp, AT_SYMLINK_FOLLOW) < 0) {
+    if (link_as(out, out->temp) < 0) {
         int code = errno;
 
         free(out->temp);
@@ -212,37 +331,76 @@ static int give_temp_name(struct img_output *out, struct img_error *err)
     return 0;
 }
 
-static int sync_folder(const char *folder, struct img_error *err)
+/* Nothing was there, and nothing may be there now: what came up since is
+ * somebody else's. */
+static int appear(struct img_output *out, struct img_error *err)
 {
-    int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int r;
+
+    if (!out->temp) {
+        r = link_as(out, out->path);
+    } else {
+        r = renameat2(AT_FDCWD, out->temp, AT_FDCWD, out->path,
+                      RENAME_NOREPLACE);
+        if (r < 0 && (errno == EINVAL || errno == ENOSYS)) {
+            r = link(out->temp, out->path);
+            if (r == 0)
+                unlink(out->temp);
+            else if (errno == EPERM || errno == EOPNOTSUPP)
+                r = rename(out->temp, out->path);
+        }
+    }
+    return r == 0 ? 0 : img_fail_errno(err, errno, "Could not create '%s'",
+                                       out->path);
+}
+
+static int replace(struct img_output *out, struct img_error *err)
+{
+    struct stat was, is;
+    int r = give_temp_name(out, err);
+
+    if (r == 0)
+        r = keep_owner(out, err);
+    if (r < 0)
+        return r;
+    if (fstat(out->old->fd, &was) == 0 && stat(out->path, &is) == 0 &&
+        (was.st_dev != is.st_dev || was.st_ino != is.st_ino))
+        return img_fail(err, EBUSY, "%s: another file took its place "
+                        "meanwhile", out->path);
+    if (rename(out->temp, out->path) < 0)
+        return img_fail_errno(err, errno, "%s: renaming %s to it", out->path,
+                              out->temp);
+    return 0;
+}
+
+/* A folder that may not be read can only be synced with all the rest. */
+static int sync_folder(struct img_output *out, struct img_error *err)
+{
+    int fd = open(out->folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     int r = 0;
 
-    if (fd < 0)
-        return img_fail_errno(err, errno, "%s", folder);
-    if (fsync(fd) < 0 && errno != EINVAL)
-        r = img_fail_errno(err, errno, "%s: making it durable", folder);
-    close(fd);
+    if ((fd < 0 ? syncfs(out->file->fd) : fsync(fd)) < 0 && errno != EINVAL)
+        r = img_fail_errno(err, errno, "%s: making it durable", out->folder);
+    if (fd >= 0)
+        close(fd);
     return r;
 }
 
 static int finish(struct img_output *out, struct img_error *err)
 {
+    bool named = !out->in_place || out->created;
     int r = out->no_sync ? 0 : img_file_sync(out->file, err);
 
-    if (r < 0 || out->in_place)
-        return r;
-    if (keep_owner(out) < 0)
-        return img_fail_errno(err, errno, "%s: keeping its owner and mode",
-                              out->path);
-    r = give_temp_name(out, err);
     if (r < 0)
         return r;
-    if (rename(out->temp, out->path) < 0)
-        return img_fail_errno(err, errno, "%s: renaming %s to it", out->path,
-                              out->temp);
+    if (!out->in_place)
+        r = out->old ? replace(out, err) : appear(out, err);
+    if (r < 0)
+        return r;
+    out->created = false;
     free(out->temp);
     out->temp = NULL;
-    return out->no_sync ? 0 : sync_folder(out->folder, err);
+    return out->no_sync || !named ? 0 : sync_folder(out, err);
 }
 
 int img_output_finish(struct img_output *out, struct img_error *err)

@@ -1,4 +1,10 @@
-/* Files and block devices behind a descriptor. */
+/* Files and block devices behind a descriptor.
+ *
+ * Growing a file never uses ftruncate: between looking at the size and
+ * setting it, another thread may have written behind it, and that would be
+ * cut off.  With O_DIRECT a write of parts of blocks reads, changes and
+ * writes whole ones, so it excludes all other changes (`edge`).
+ */
 #include "file/file.h"
 #include "file/nbd.h"
 #include "file/lock.h"
@@ -12,6 +18,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/fs.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -20,12 +27,31 @@
 
 enum { DIRECT_ALIGN = 4096, BOUNCE_MAX = 1 << 20 };
 
+struct posix {
+    struct img_rwlock edge;     /* changes: shared; of parts of O_DIRECT
+                                   blocks: exclusive */
+    atomic_int lost;            /* errno of a sync that failed */
+    unsigned perm, shared;      /* what is locked */
+};
+
+static void change_begin(struct img_file *f)
+{
+    if (f->align > 1)
+        img_read_lock(&((struct posix *)f->state)->edge);
+}
+
+static void change_end(struct img_file *f)
+{
+    if (f->align > 1)
+        img_rw_unlock(&((struct posix *)f->state)->edge);
+}
+
 /* ---- transfers --------------------------------------------------------- */
 
 typedef ssize_t transfer_fn(int, const struct iovec *, int, off_t);
 
 /* Moves all of iov; returns how much it did, less only at the end of the
- * file, or a negative errno. */
+ * file or the device, or a negative errno. */
 static ssize_t transfer_all(struct img_file *f, transfer_fn *fn,
                             const struct iovec *iov, int n, uint64_t off,
                             size_t total)
@@ -45,7 +71,7 @@ static ssize_t transfer_all(struct img_file *f, transfer_fn *fn,
         if (r == 0)
             break;
         done += (size_t)r;
-        if (done == total)
+        if (done == total || !img_is_aligned(off + done, f->align))
             break;
         if (!rest) {
             rest = malloc((size_t)n * sizeof *rest);
@@ -72,18 +98,16 @@ static bool is_direct_ready(const struct img_file *f, const struct iovec *iov,
     return true;
 }
 
-/* Reads or writes through an aligned buffer.  A write that covers parts of
- * blocks reads those first. */
-static ssize_t bounce_some(struct img_file *f, const struct iovec *iov, int n,
-                      uint64_t off, size_t total, bool write)
+/* Reads through an aligned buffer. */
+static ssize_t bounce_read(struct img_file *f, const struct iovec *iov, int n,
+                           uint64_t off, size_t total)
 {
     uint64_t at = img_round_down(off, f->align);
     uint64_t end = img_round_up(off + total, f->align);
     size_t size = (size_t)IMG_MIN(end - at, (uint64_t)BOUNCE_MAX);
-    img_autofree char *buf = NULL;
+    img_autofree char *buf = aligned_alloc(f->align, size);
     size_t done = 0;
 
-    buf = aligned_alloc(f->align, size);
     if (!buf)
         return -ENOMEM;
     while (done < total) {
@@ -91,46 +115,82 @@ static ssize_t bounce_some(struct img_file *f, const struct iovec *iov, int n,
         size_t len = (size_t)IMG_MIN(end - at, (uint64_t)size);
         size_t part = IMG_MIN(len - skip, total - done);
         struct iovec one = { buf, len };
-        ssize_t r = (ssize_t)len;
+        ssize_t r = transfer_all(f, preadv, &one, 1, at, len);
 
-        if (!write || part < len) {
+        if (r < 0)
+            return r;
+        if ((size_t)r < skip + part)
+            part = (size_t)r > skip ? (size_t)r - skip : 0;
+        img_iov_fill(iov, n, done, buf + skip, part);
+        done += part;
+        if ((size_t)r < len)
+            break;
+        at += len;
+    }
+    return (ssize_t)done;
+}
+
+/* The same for writing.  Blocks of which only a part is written are read
+ * first; the caller has made sure that nobody else changes them. */
+static ssize_t bounce_write(struct img_file *f, const struct iovec *iov,
+                            int n, uint64_t off, size_t total)
+{
+    uint64_t at = img_round_down(off, f->align);
+    uint64_t end = img_round_up(off + total, f->align);
+    size_t size = (size_t)IMG_MIN(end - at, (uint64_t)BOUNCE_MAX);
+    img_autofree char *buf = aligned_alloc(f->align, size);
+    size_t done = 0;
+
+    if (!buf)
+        return -ENOMEM;
+    while (done < total) {
+        size_t skip = (size_t)(off + done - at);
+        size_t len = (size_t)IMG_MIN(end - at, (uint64_t)size);
+        size_t part = IMG_MIN(len - skip, total - done);
+        struct iovec one = { buf, len };
+        ssize_t r = 0;
+
+        if (part < len) {
             r = transfer_all(f, preadv, &one, 1, at, len);
             if (r < 0)
                 return r;
             memset(buf + r, 0, len - (size_t)r);
         }
-        if (write) {
-            img_iov_gather(iov, n, done, buf + skip, part);
-            r = transfer_all(f, pwritev, &one, 1, at, len);
-            if (r < 0)
-                return r;
-        } else {
-            img_iov_fill(iov, n, done, buf + skip, part);
-            if ((size_t)r < len)
-                return (ssize_t)(done + ((size_t)r > skip
-                                 ? IMG_MIN((size_t)r - skip, part) : 0));
-        }
+        img_iov_gather(iov, n, done, buf + skip, part);
+        r = transfer_all(f, pwritev, &one, 1, at, len);
+        if (r < 0)
+            return r;
+        if ((size_t)r < len)
+            break;
         done += part;
         at += len;
     }
     return (ssize_t)done;
 }
 
-/* Two writes of this kind may meet in one block, which they share without
- * knowing it: packed clusters lie side by side.  A write of whole blocks
- * shares none of them with anything but the same guest bytes, and those are
- * ordered by core's range locks. */
-static ssize_t bounce(struct img_file *f, const struct iovec *iov, int n,
-                      uint64_t off, size_t total, bool write)
+/* Writing parts of blocks; the file must not become longer than if it had
+ * been written byte by byte: for a raw image that is the disk's size. */
+static ssize_t write_parts(struct img_file *f, const struct iovec *iov, int n,
+                           uint64_t off, size_t total)
 {
-    struct img_mutex *partial = f->state;
+    struct posix *p = f->state;
+    struct stat before = { 0 };
+    uint64_t want;
     ssize_t r;
 
-    if (!write)
-        return bounce_some(f, iov, n, off, total, false);
-    img_lock(partial);
-    r = bounce_some(f, iov, n, off, total, true);
-    img_unlock(partial);
+    img_write_lock(&p->edge);
+    r = fstat(f->fd, &before) < 0 ? -errno : 0;
+    if (r == 0)
+        r = bounce_write(f, iov, n, off, total);
+    want = IMG_MAX(off + (uint64_t)IMG_MAX(r, 0), (uint64_t)before.st_size);
+    if (r >= 0 && !f->is_device && want < img_round_up(off + total, f->align))
+        while (ftruncate(f->fd, (off_t)want) < 0) {
+            if (errno == EINTR)
+                continue;
+            r = -errno;
+            break;
+        }
+    img_rw_unlock(&p->edge);
     return r;
 }
 
@@ -147,7 +207,7 @@ static int posix_preadv(struct img_file *f, const struct iovec *iov, int n,
     if (is_direct_ready(f, iov, n, off))
         r = transfer_all(f, preadv, iov, n, off, total);
     else
-        r = bounce(f, iov, n, off, total, false);
+        r = bounce_read(f, iov, n, off, total);
     if (r < 0)
         return img_fail_errno(err, (int)-r, "%s: reading %zu bytes at 0x%llx",
                               f->path, total, (unsigned long long)off);
@@ -165,10 +225,16 @@ static int posix_pwritev(struct img_file *f, const struct iovec *iov, int n,
     if (off > INT64_MAX || total > INT64_MAX - off)
         return img_fail(err, EFBIG, "%s: writing at 0x%llx: too far",
                         f->path, (unsigned long long)off);
-    if (is_direct_ready(f, iov, n, off))
-        r = transfer_all(f, pwritev, iov, n, off, total);
-    else
-        r = bounce(f, iov, n, off, total, true);
+    if (img_is_aligned(off | total, f->align)) {
+        change_begin(f);
+        if (is_direct_ready(f, iov, n, off))
+            r = transfer_all(f, pwritev, iov, n, off, total);
+        else
+            r = bounce_write(f, iov, n, off, total);
+        change_end(f);
+    } else {
+        r = write_parts(f, iov, n, off, total);
+    }
     if (r >= 0 && (size_t)r < total)
         r = -ENOSPC;
     if (r < 0)
@@ -188,45 +254,75 @@ static bool is_unsupported(int code)
 static int try_fallocate(struct img_file *f, int mode, uint64_t off,
                          uint64_t len, struct img_error *err)
 {
-    int r;
+    int r, code;
 
+    change_begin(f);
     do
         r = fallocate(f->fd, mode, (off_t)off, (off_t)len);
     while (r < 0 && errno == EINTR);
+    code = errno;
+    change_end(f);
     if (r == 0)
         return 0;
-    if (is_unsupported(errno))
+    if (is_unsupported(code))
         return img_fail(err, ENOTSUP, "%s: fallocate mode 0x%x is not "
                         "supported here", f->path, mode);
-    return img_fail_errno(err, errno, "%s: fallocate at 0x%llx", f->path,
+    return img_fail_errno(err, code, "%s: fallocate at 0x%llx", f->path,
                           (unsigned long long)off);
+}
+
+/* Makes the file at least `end` long by writing the last bytes of a range
+ * that is the caller's. */
+static int grow(struct img_file *f, uint64_t end, struct img_error *err)
+{
+    static const char zeros[DIRECT_ALIGN];
+
+    return img_file_pwrite(f, zeros, f->align, end - f->align, err);
+}
+
+static int zero_file(struct img_file *f, uint64_t off, uint64_t len,
+                     unsigned flags, struct img_error *err)
+{
+    uint64_t size;
+    int r = img_file_size(f, &size, err);
+
+    if (r < 0)
+        return r;
+    if (flags & IMG_FILE_MAY_UNMAP) {
+        if (off < size)
+            r = try_fallocate(f, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                              off, len, err);
+        if (r == 0 && off + len > size)
+            r = grow(f, off + len, err);
+        if (r != -ENOTSUP)
+            return r;
+    }
+    return try_fallocate(f, FALLOC_FL_ZERO_RANGE, off, len, err);
+}
+
+/* On a device the kernel may write zeros itself when the range has to keep
+ * its place, which is what FAST_ONLY does not want. */
+static int zero_device(struct img_file *f, uint64_t off, uint64_t len,
+                       unsigned flags, struct img_error *err)
+{
+    int r = -ENOTSUP;
+
+    if (flags & IMG_FILE_MAY_UNMAP)
+        r = try_fallocate(f, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, off,
+                          len, err);
+    if (r == -ENOTSUP && !(flags & IMG_FILE_FAST_ONLY))
+        r = try_fallocate(f, FALLOC_FL_ZERO_RANGE, off, len, err);
+    return r;
 }
 
 static int posix_zero(struct img_file *f, uint64_t off, uint64_t len,
                       unsigned flags, struct img_error *err)
 {
-    uint64_t size, end;
-    int r = -ENOTSUP;
-
-    if (!img_is_aligned(off | len, f->align) || !img_add(off, len, &end))
+    if (!img_is_aligned(off | len, f->align) || off > INT64_MAX ||
+        len > INT64_MAX - off)
         return -ENOTSUP;
-    if (!f->is_device) {
-        r = img_file_size(f, &size, err);
-        if (r < 0)
-            return r;
-        if (off >= size && (flags & IMG_FILE_MAY_UNMAP))
-            return img_file_truncate(f, end, err);
-        r = -ENOTSUP;
-    }
-    if (flags & IMG_FILE_MAY_UNMAP) {
-        r = try_fallocate(f, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, off,
-                          len, err);
-        if (r == 0 && !f->is_device && end > size)
-            r = img_file_truncate(f, end, err);
-    }
-    if (r == -ENOTSUP)
-        r = try_fallocate(f, FALLOC_FL_ZERO_RANGE, off, len, err);
-    return r;
+    return f->is_device ? zero_device(f, off, len, flags, err)
+                        : zero_file(f, off, len, flags, err);
 }
 
 static int posix_punch(struct img_file *f, uint64_t off, uint64_t len,
@@ -245,7 +341,7 @@ static int posix_allocate(struct img_file *f, uint64_t off, uint64_t len,
 static int posix_truncate(struct img_file *f, uint64_t size,
                           struct img_error *err)
 {
-    int r;
+    int r, code;
 
     if (f->is_device) {
         uint64_t has;
@@ -260,19 +356,36 @@ static int posix_truncate(struct img_file *f, uint64_t size,
     if (size > INT64_MAX)
         return img_fail(err, EFBIG, "%s: %llu bytes are too many", f->path,
                         (unsigned long long)size);
+    change_begin(f);
     do
         r = ftruncate(f->fd, (off_t)size);
     while (r < 0 && errno == EINTR);
-    return r == 0 ? 0 : img_fail_errno(err, errno, "%s: setting its size to "
+    code = errno;
+    change_end(f);
+    return r == 0 ? 0 : img_fail_errno(err, code, "%s: setting its size to "
                                        "%llu", f->path,
                                        (unsigned long long)size);
 }
 
+/* The kernel reports a lost write to one sync only and then forgets it; no
+ * later sync of ours may say that all is well. */
 static int posix_sync(struct img_file *f, struct img_error *err)
 {
-    if (fdatasync(f->fd) == 0 || errno == EINVAL)
-        return 0;
-    return img_fail_errno(err, errno, "%s: making it durable", f->path);
+    struct posix *p = f->state;
+    int code = atomic_load(&p->lost);
+
+    if (code)
+        return img_fail_errno(err, code, "%s: an earlier write was lost",
+                              f->path);
+    while (fdatasync(f->fd) < 0) {
+        if (errno == EINTR)
+            continue;
+        if (errno == EINVAL || errno == ENOSYS)
+            return 0;           /* nothing that could be made durable */
+        atomic_store(&p->lost, errno);
+        return img_fail_errno(err, errno, "%s: making it durable", f->path);
+    }
+    return 0;
 }
 
 static int posix_size(struct img_file *f, uint64_t *size,
@@ -280,8 +393,11 @@ static int posix_size(struct img_file *f, uint64_t *size,
 {
     struct stat st;
 
-    if (f->is_device && ioctl(f->fd, BLKGETSIZE64, size) == 0)
+    if (f->is_device) {
+        if (ioctl(f->fd, BLKGETSIZE64, size) < 0)
+            return img_fail_errno(err, errno, "%s: its size", f->path);
         return 0;
+    }
     if (fstat(f->fd, &st) < 0)
         return img_fail_errno(err, errno, "%s", f->path);
     *size = (uint64_t)st.st_size;
@@ -293,6 +409,11 @@ static int posix_extent(struct img_file *f, uint64_t off, uint64_t len,
 {
     off_t data, hole;
 
+    if (off > INT64_MAX) {
+        *is_data = false;
+        *run = len;
+        return 0;
+    }
     data = lseek(f->fd, (off_t)off, SEEK_DATA);
     if (data < 0 && errno == ENXIO) {
         *is_data = false;       /* nothing but hole up to the end */
@@ -343,15 +464,24 @@ static uint64_t posix_allocated(struct img_file *f)
 static int posix_lock(struct img_file *f, unsigned perm, unsigned shared,
                       struct img_error *err)
 {
-    return img_lock_apply(f->fd, f->path, perm, shared, err);
+    struct posix *p = f->state;
+    int r = img_lock_apply(f->fd, f->path, p->perm, p->shared, perm, shared,
+                           err);
+
+    if (r == 0) {
+        p->perm = perm;
+        p->shared = shared;
+    }
+    return r;
 }
 
 static void posix_close(struct img_file *f)
 {
+    struct posix *p = f->state;
+
     close(f->fd);
-    if (f->state)
-        img_mutex_destroy(f->state);
-    free(f->state);
+    img_rwlock_destroy(&p->edge);
+    free(p);
 }
 
 static const struct img_file_ops posix_ops = {
@@ -382,6 +512,12 @@ static int look_at(struct img_file *f, unsigned flags, struct img_error *err)
     if ((flags & IMG_FILE_WRITE) && (fl & O_ACCMODE) != O_RDWR)
         return img_fail(err, EACCES, "%s: the descriptor is not open for "
                         "reading and writing", f->path);
+    if ((fl & O_ACCMODE) == O_WRONLY || (fl & O_PATH))
+        return img_fail(err, EACCES, "%s: the descriptor is not open for "
+                        "reading", f->path);
+    if ((flags & IMG_FILE_WRITE) && (fl & O_APPEND))
+        return img_fail(err, EINVAL, "%s: the descriptor is open for "
+                        "appending: all writes would go to the end", f->path);
     f->writable = flags & IMG_FILE_WRITE;
     f->no_sync = flags & IMG_FILE_NO_SYNC;
     f->is_device = S_ISBLK(st.st_mode);
@@ -393,12 +529,6 @@ static int look_at(struct img_file *f, unsigned flags, struct img_error *err)
     if (f->is_device && ioctl(f->fd, BLKSSZGET, &sector) == 0 && sector > 0 &&
         (fl & O_DIRECT))
         f->align = IMG_MAX((uint32_t)sector, f->align);
-    if (f->align > 1) {
-        f->state = malloc(sizeof(struct img_mutex));
-        if (!f->state)
-            return img_fail_nomem(err);
-        img_mutex_init(f->state);
-    }
     return 0;
 }
 
@@ -419,15 +549,22 @@ int img_file_from_fd(int fd, const char *path, unsigned flags,
                      struct img_file **file, struct img_error *err)
 {
     struct img_file *f = calloc(1, sizeof *f);
+    struct posix *p = calloc(1, sizeof *p);
     int r;
 
     if (f)
         f->path = strdup(path);
-    if (!f || !f->path) {
+    if (!f || !p || !f->path) {
+        free(p);
+        if (f)
+            free(f->path);
         free(f);
         close(fd);
         return img_fail_nomem(err);
     }
+    img_rwlock_init(&p->edge);
+    p->shared = IMG_PERM_ALL;
+    f->state = p;
     f->ops = &posix_ops;
     f->fd = fd;
     r = look_at(f, flags, err);
@@ -448,7 +585,7 @@ int img_file_open(const char *path, unsigned flags, struct img_file **file,
     if ((flags & IMG_FILE_BY_USER) && img_nbd_is_uri(path))
         return img_nbd_open(path, flags, file, err);
     /* O_NONBLOCK: a FIFO must not make us wait before it is refused. */
-    mode |= O_CLOEXEC | O_NONBLOCK;
+    mode |= O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
     if (flags & IMG_FILE_CREATE)
         mode |= O_CREAT | O_EXCL;
     if (flags & IMG_FILE_DIRECT)
