@@ -1,0 +1,145 @@
+#!/bin/sh
+# The kernel's own client: a Linux under QEMU (without KVM) attaches an
+# overlay by vimg-nbd -c, mounts its partition, writes, detaches; the overlay
+# comes back through a second disk and is looked at here.
+. ./tests/functions.sh
+need qemu-system-x86_64 qemu-img cpio busybox sfdisk mke2fs debugfs e2fsck \
+    dpkg-deb
+dir=$builddir/tests/nbd-guest
+modules="virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev
+    virtio_pci virtio_blk nbd"
+
+get_kernel() {
+    rm -rf "$dir/deb"
+    mkdir -p "$dir/deb"
+    (
+        cd "$dir/deb"
+        pkg=$(apt-cache depends linux-image-cloud-amd64 |
+            awk '/Depends: linux-image/ { print $2; exit }')
+        [ -n "$pkg" ] && apt-get -qq -o APT::Sandbox::User=root \
+            download "$pkg" && dpkg-deb -x ./*.deb .
+    ) >"$dir.log" 2>&1 || return 1
+    for m in $modules; do
+        find "$dir/deb/lib/modules" -name "$m.ko" -exec cp {} "$dir/" \;
+    done
+    cp "$dir"/deb/boot/vmlinuz-* "$dir/vmlinuz"
+    rm -rf "$dir/deb"
+}
+[ -f "$dir/vmlinuz" ] || get_kernel || skip "no Debian cloud kernel to be had"
+[ -f "$dir/nbd.ko" ] || skip "that kernel has no nbd"
+
+# The program and the libraries it needs.
+root=$tmp/root
+mkdir -p "$root/bin" "$root/dev" "$root/proc" "$root/sys" "$root/mnt" \
+    "$root/img" "$root/tmp"
+cp "$(command -v busybox)" "$root/bin/busybox"
+for m in $modules; do
+    [ ! -f "$dir/$m.ko" ] || cp "$dir/$m.ko" "$root/"
+done
+prog=$builddir/.libs/vimg-nbd
+[ -x "$prog" ] || prog=$builddir/vimg-nbd
+cp "$prog" "$root/bin/vimg-nbd"
+LD_LIBRARY_PATH="$builddir/.libs" ldd "$prog" | grep -o '/[^ ]*' |
+    while read -r lib; do
+        case $lib in
+        */ld-linux*) to=$root$lib ;;
+        *) to=$root/lib/$(basename "$lib") ;;
+        esac
+        mkdir -p "$(dirname "$to")"
+        cp -L "$lib" "$to"
+    done
+
+# A disk with one partition, and an overlay on it.
+truncate -s 40M "$tmp/base.raw"
+echo 'start=2048, type=83' | sfdisk -q "$tmp/base.raw"
+mkdir "$tmp/files"
+seq 1 50000 >"$tmp/files/numbers"
+mke2fs -q -F -t ext4 -d "$tmp/files" -E offset=1048576 "$tmp/base.raw" 36M \
+    >/dev/null 2>&1 || die "mke2fs"
+qemu-img convert -f raw -O qcow2 "$tmp/base.raw" "$root/img/base.qcow2"
+qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 "$root/img/top.qcow2"
+
+cat >"$root/init" <<'EOT'
+#!/bin/busybox sh
+b=/bin/busybox
+export LD_LIBRARY_PATH=/lib
+say() { echo "GUEST: $*"; }
+stop() { say "$*"; $b sync; $b poweroff -f; }
+$b mount -t devtmpfs dev /dev
+$b mount -t proc proc /proc
+$b mount -t sysfs sys /sys
+for m in virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev \
+    virtio_pci virtio_blk nbd; do
+    [ ! -f /$m.ko ] || $b insmod /$m.ko || stop "no module $m"
+done
+gone() { # DEVICE
+    n=0
+    while [ -e /sys/block/$1/pid ] && [ $n -lt 200 ]; do
+        n=$((n + 1))
+        $b usleep 50000
+    done
+    [ ! -e /sys/block/$1/pid ]
+}
+vimg-nbd -c /dev/nbd0 -f qcow2 --discard=unmap --pid-file /tmp/pid \
+    /img/top.qcow2 || stop "no attach"
+[ -b /dev/nbd0p1 ] || stop "no partition when -c returned"
+$b mount -t ext4 /dev/nbd0p1 /mnt || stop "no mount"
+say "base $($b md5sum </mnt/numbers)"
+$b dd if=/dev/urandom of=/mnt/random bs=64k count=64 2>/dev/null
+$b cp /mnt/numbers /mnt/copy
+$b sync
+say "random $($b md5sum </mnt/random)"
+$b fstrim /mnt || say "no trim"
+$b umount /mnt || stop "no umount"
+say "queues $(ls /sys/block/nbd0/mq 2>/dev/null | $b wc -l)"
+! vimg-nbd -c /dev/nbd0 -f qcow2 /img/base.qcow2 2>/dev/null ||
+    stop "a device in use was taken"
+vimg-nbd -d /dev/nbd0 || stop "no detach"
+gone nbd0 || stop "still attached"
+n=0
+while [ -e /tmp/pid ] && [ $n -lt 200 ]; do
+    n=$((n + 1))
+    $b usleep 50000
+done
+[ ! -e /tmp/pid ] || stop "the server is still there"
+# Read-only, whichever device is free; a signal detaches too.
+d=$(vimg-nbd -r --connect=auto -f qcow2 --pid-file /tmp/pid /img/top.qcow2)
+say "auto $d"
+$b mount -t ext4 -o ro ${d}p1 /mnt || stop "no read-only mount"
+say "again $($b md5sum </mnt/random)"
+$b umount /mnt
+$b kill $($b cat /tmp/pid)
+gone ${d#/dev/} || stop "a signal did not detach"
+$b dd if=/img/top.qcow2 of=/dev/vda bs=64k conv=fsync 2>/dev/null
+say "size $($b stat -c %s /img/top.qcow2)"
+stop "done"
+EOT
+sed -i 's/^vimg-nbd/\/bin\/vimg-nbd/; s/! vimg-nbd/! \/bin\/vimg-nbd/; s/(vimg-nbd/(\/bin\/vimg-nbd/; s/\$(ls/$($b ls/' "$root/init"
+chmod +x "$root/init"
+(cd "$root" && find . | cpio -o -H newc -R 0:0 2>/dev/null) | gzip -1 \
+    >"$tmp/initrd"
+
+truncate -s 64M "$tmp/out.raw"
+timeout 300 qemu-system-x86_64 -accel tcg -m 768 -smp 1 -nodefaults \
+    -display none -serial file:"$tmp/console" -no-reboot \
+    -kernel "$dir/vmlinuz" -initrd "$tmp/initrd" \
+    -append "console=ttyS0 quiet panic=-1" \
+    -drive "file=$tmp/out.raw,format=raw,if=virtio" </dev/null ||
+    { cat "$tmp/console"; die "qemu: exit $?"; }
+tr -d '\r' <"$tmp/console" >"$tmp/said"
+grep -q '^GUEST: done' "$tmp/said" ||
+    { cat "$tmp/said"; die "the guest did not finish"; }
+said() { sed -n "s/^GUEST: $1 \([^ ]*\).*/\1/p" "$tmp/said"; }
+
+# What the guest wrote is in the overlay, and the overlay is sound.
+[ "$(said base)" = "$(md5sum <"$tmp/files/numbers" | cut -d' ' -f1)" ] ||
+    die "the guest read something else"
+[ "$(said random)" = "$(said again)" ] || die "read back differently"
+head -c "$(said size)" "$tmp/out.raw" >"$root/img/top.qcow2"
+qemu-img check -q -f qcow2 "$root/img/top.qcow2" || die "qemu-img check"
+qemu-img convert -f qcow2 -O raw "$root/img/top.qcow2" "$tmp/now.raw"
+dd if="$tmp/now.raw" of="$tmp/part" bs=1M skip=1 status=none
+e2fsck -fn "$tmp/part" >/dev/null 2>&1 || die "e2fsck"
+debugfs -R "dump /random $tmp/random" "$tmp/part" 2>/dev/null
+[ "$(md5sum <"$tmp/random" | cut -d' ' -f1)" = "$(said random)" ] ||
+    die "the file is not what the guest wrote"
