@@ -28,7 +28,8 @@ static int add_snapshots(struct qcow2 *q, struct img_info *info,
     return 0;
 }
 
-static bool add_facts(struct qcow2 *q, struct img_info *info)
+static int add_facts(struct qcow2 *q, struct img_info *info,
+                     struct img_error *err)
 {
     struct img_value *v = img_info_specific(info);
     bool v3 = q->h.version >= 3;
@@ -39,6 +40,12 @@ static bool add_facts(struct qcow2 *q, struct img_info *info)
     if (v3)
         ok = ok && img_value_bool(v, "lazy-refcounts",
                                   q->h.compatible & QCOW2_LAZY_REFCOUNTS);
+    if (ok) {
+        int r = img_qcow2_bitmaps_describe(q, info, err);
+
+        if (r < 0)
+            return r;
+    }
     ok = ok && img_value_uint(v, "refcount-bits",
                               UINT64_C(1) << q->h.refcount_order);
     if (ok && q->h.data_file && q->data)
@@ -49,7 +56,7 @@ static bool add_facts(struct qcow2 *q, struct img_info *info)
         ok = ok && img_value_bool(v, "corrupt",
                                   q->h.incompatible & QCOW2_CORRUPT) &&
              img_value_bool(v, "extended-l2", img_qcow2_has_subclusters(q));
-    return ok;
+    return ok ? 0 : img_fail_nomem(err);
 }
 
 int img_qcow2_describe(struct img_layer *layer, struct img_info *info,
@@ -62,7 +69,5 @@ int img_qcow2_describe(struct img_layer *layer, struct img_info *info,
     info->dirty = q->h.incompatible & QCOW2_DIRTY;
     info->corrupt = q->h.incompatible & QCOW2_CORRUPT;
     r = add_snapshots(q, info, err);
-    if (r == 0 && !add_facts(q, info))
-        r = img_fail_nomem(err);
-    return r == 0 ? img_qcow2_bitmaps_describe(q, info, err) : r;
+    return r == 0 ? add_facts(q, info, err) : r;
 }
