@@ -151,6 +151,8 @@ static int read_directories(struct img_layer *layer, struct vmdk_sparse *s,
                         (unsigned long long)h->gd_max, s->n_gd);
     s->gd_off = h->gd_off * VMDK_SECTOR;
     s->rgd_off = h->kind == VMDK_SPARSE ? h->rgd_off * VMDK_SECTOR : 0;
+    if (s->rgd_off == s->gd_off)        /* one for both: no second copy */
+        s->rgd_off = 0;
     r = read_directory(layer, s, s->gd_off, &s->gd, err);
     if (r == 0 && s->rgd_off) {
         r = read_directory(layer, s, s->rgd_off, &s->rgd, err);

@@ -92,8 +92,8 @@ static int write_header(struct vmdk_sparse *s, uint64_t capacity,
     if (r)
         return r;
     img_put_le64(b + 12, capacity);
-    if (rgd_off)
-        img_put_le64(b + 48, rgd_off / VMDK_SECTOR);
+    if (s->h.flags & VMDK_FLAG_REDUNDANT)
+        img_put_le64(b + 48, (rgd_off ? rgd_off : gd_off) / VMDK_SECTOR);
     img_put_le64(b + 56, gd_off / VMDK_SECTOR);
     r = img_file_pwrite(s->file, b, sizeof b, 0, err);
     return r ? r : img_file_sync(s->file, err);

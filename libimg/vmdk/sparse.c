@@ -96,6 +96,25 @@ enum vmdk_grain_kind img_vmdk_grain(const struct vmdk_sparse *s,
                                                 : VMDK_GRAIN_DATA;
 }
 
+/* Grain markers are at the beginning of a sector.  The cache keeps them, as a
+ * run is mapped more than once on its way. */
+static int read_marker(struct img_layer *layer, struct vmdk_sparse *s,
+                       uint64_t host, uint64_t *lba, uint32_t *size,
+                       struct img_error *err)
+{
+    struct img_slice *slice;
+    int r;
+
+    r = img_tcache_get(layer->tables, s->file, host, VMDK_SECTOR,
+                       VMDK_KIND_MARKER, &slice, err);
+    if (r)
+        return r;
+    *lba = img_get_le64(slice->data);
+    *size = img_get_le32(slice->data + 8);
+    img_tcache_put(layer->tables, slice);
+    return 0;
+}
+
 /* The packed grain at host: its marker says how long it is and whose. */
 static int map_packed(struct img_layer *layer, struct vmdk_extent *x,
                       uint64_t rel, struct img_run *run,
@@ -105,7 +124,6 @@ static int map_packed(struct img_layer *layer, struct vmdk_extent *x,
     struct vmdk_sparse *s = x->sparse;
     uint64_t grain = UINT64_C(1) << s->grain_bits;
     uint64_t first = img_round_down(rel, grain), host = run->host;
-    uint8_t marker[VMDK_GRAIN_MARKER];
     uint64_t lba, room;
     uint32_t size;
     int r;
@@ -124,11 +142,9 @@ static int map_packed(struct img_layer *layer, struct vmdk_extent *x,
         run->host_max = (uint32_t)IMG_MIN(room, 2 * grain);
         return 0;
     }
-    r = img_file_pread(s->file, marker, sizeof marker, host, err);
+    r = read_marker(layer, s, host, &lba, &size, err);
     if (r)
         return r;
-    lba = img_get_le64(marker);
-    size = img_get_le32(marker + 8);
     if (lba != first / VMDK_SECTOR)
         return img_fail(err, IMG_ECORRUPT, "%s: the packed grain at 0x%llx is "
                         "of sector %llu, not of %llu", s->file->path,
@@ -210,6 +226,10 @@ static int map_sparse(struct img_layer *layer, struct vmdk_extent *x,
         slice = img_tcache_peek(layer->tables, s->file, off);
         if (!slice)
             return -EAGAIN;
+        if (slice->len != s->gt_len || slice->kind != VMDK_KIND_GT) {
+            img_tcache_put(layer->tables, slice);
+            return -EAGAIN;         /* which then is an error */
+        }
     } else {
         r = img_vmdk_table_get(layer, s, g, false, &slice, err);
         if (r)

@@ -178,7 +178,9 @@ struct vmdk_state {
     bool touched;                   /* under sync_lock */
 };
 
-enum { VMDK_KIND_GT = 1, VMDK_KIND_RGT = 2 };   /* of cached slices */
+enum {                              /* of cached slices */
+    VMDK_KIND_GT = 1, VMDK_KIND_RGT = 2, VMDK_KIND_MARKER = 3
+};
 
 /* open.c */
 int img_vmdk_probe(const uint8_t *head, size_t len, const char *path);

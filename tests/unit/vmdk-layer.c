@@ -552,6 +552,8 @@ static void test_content_id(void **state)
 static void test_writable(void **state)
 {
     struct img_file *f = small_sparse("a.vmdk", MONOLITHIC);
+    struct img_want want = { .len = 4096 };
+    struct img_place place;
     struct img_layer l;
 
     put32(f, 3, 4);                     /* changed-block tracking */
@@ -559,8 +561,17 @@ static void test_writable(void **state)
     close_layer(&l);
     refused(f, IMG_OPEN_WRITE, EROFS);
     put32(f, 1, 4);
-    put32(f, 7, 1 * SECTOR);            /* both copies in one place: fine */
+    put32(f, 7, 1 * SECTOR);            /* one table in both directories */
     assert_ok(open_layer(&l, f, IMG_OPEN_WRITE), err);
+    assert_int_equal(img_vmdk_reserve(&l, &want, &place, &err),
+                     -IMG_ECORRUPT);
+    close_layer(&l);
+    put32(f, 2, 1 * SECTOR);
+    put32(f, 6, 48);                    /* one directory: no second copy */
+    assert_ok(open_layer(&l, f, IMG_OPEN_WRITE), err);
+    assert_ok(img_vmdk_reserve(&l, &want, &place, &err), err);
+    assert_ok(img_vmdk_publish(&l, &place, &err), err);
+    expect(&l, 0, IMG_RUN_DATA, 0, place.host, 4096);
     close_layer(&l);
 }
 
