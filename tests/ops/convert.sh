@@ -129,13 +129,14 @@ qemu-img create -q -f qcow2 small 10M
 rm -f old old.raw small
 
 # Salvage: what cannot be read becomes zeros, the rest is there.
-cp c.qcow2 broken
-yes '' | tr '\n' '\377' | dd of=broken bs=1 seek=$((0x50000)) count=3000 conv=notrunc iflag=fullblock status=none
+dd if=a.raw of=text.raw bs=64K skip=126 count=16 status=none
+qemu-img convert -c -f raw -O qcow2 text.raw broken
+yes | tr 'y\n' '\377\377' | dd of=broken bs=1 seek=$((0x50000)) count=16 conv=notrunc iflag=fullblock status=none
 ! "$imgop" convert qcow2:broken raw:out 2>err || die "damage was not seen"
 "$imgop" convert -L qcow2:broken raw:out 2>err
 grep -q 'zeros are written instead' err || die "salvage was silent"
-cmp -n 196608 out a.raw && cmp -i 1000000 out a.raw || die "salvage lost more"
-! cmp -s out a.raw || die "nothing was damaged"
+cmp -i 65536 out text.raw || die "salvage lost more"
+! cmp -s out text.raw || die "nothing was damaged"
 rm -f broken err
 
 # Canceled: the target is as it was, and nothing else is there.
