@@ -32,7 +32,35 @@ struct posix {
                                    blocks: exclusive */
     atomic_int lost;            /* errno of a sync that failed */
     unsigned perm, shared;      /* what is locked */
+    /* Where the last data were found.  Finding the end of a long run of data
+     * costs the kernel a walk over all of it, and who maps an image asks
+     * again and again within one run.  Only data are remembered: what has
+     * become a hole since is then read, and reads as zeros. */
+    struct img_mutex memory;    /* protects from, to */
+    uint64_t from, to;
 };
+
+static bool remembers_data(struct img_file *f, uint64_t off, uint64_t *to)
+{
+    struct posix *p = f->state;
+    bool inside;
+
+    img_lock(&p->memory);
+    inside = off >= p->from && off < p->to;
+    *to = p->to;
+    img_unlock(&p->memory);
+    return inside;
+}
+
+static void remember_data(struct img_file *f, uint64_t from, uint64_t to)
+{
+    struct posix *p = f->state;
+
+    img_lock(&p->memory);
+    p->from = from;
+    p->to = to;
+    img_unlock(&p->memory);
+}
 
 static void change_begin(struct img_file *f)
 {
@@ -256,6 +284,7 @@ static int try_fallocate(struct img_file *f, int mode, uint64_t off,
 {
     int r, code;
 
+    remember_data(f, 0, 0);
     change_begin(f);
     do
         r = fallocate(f->fd, mode, (off_t)off, (off_t)len);
@@ -356,6 +385,7 @@ static int posix_truncate(struct img_file *f, uint64_t size,
     if (size > INT64_MAX)
         return img_fail(err, EFBIG, "%s: %llu bytes are too many", f->path,
                         (unsigned long long)size);
+    remember_data(f, 0, 0);
     change_begin(f);
     do
         r = ftruncate(f->fd, (off_t)size);
@@ -408,10 +438,16 @@ static int posix_extent(struct img_file *f, uint64_t off, uint64_t len,
                         bool *is_data, uint64_t *run, struct img_error *err)
 {
     off_t data, hole;
+    uint64_t to;
 
     if (off > INT64_MAX) {
         *is_data = false;
         *run = len;
+        return 0;
+    }
+    if (remembers_data(f, off, &to)) {
+        *is_data = true;
+        *run = IMG_MIN(to - off, len);
         return 0;
     }
     data = lseek(f->fd, (off_t)off, SEEK_DATA);
@@ -430,6 +466,7 @@ static int posix_extent(struct img_file *f, uint64_t off, uint64_t len,
     hole = lseek(f->fd, (off_t)off, SEEK_HOLE);
     if (hole < 0 || (uint64_t)hole <= off)
         return -ENOTSUP;        /* the file changed under us */
+    remember_data(f, off, (uint64_t)hole);
     *is_data = true;
     *run = IMG_MIN((uint64_t)hole - off, len);
     return 0;
@@ -481,6 +518,7 @@ static void posix_close(struct img_file *f)
 
     close(f->fd);
     img_rwlock_destroy(&p->edge);
+    img_mutex_destroy(&p->memory);
     free(p);
 }
 
@@ -563,6 +601,7 @@ int img_file_from_fd(int fd, const char *path, unsigned flags,
         return img_fail_nomem(err);
     }
     img_rwlock_init(&p->edge);
+    img_mutex_init(&p->memory);
     p->shared = IMG_PERM_ALL;
     f->state = p;
     f->ops = &posix_ops;

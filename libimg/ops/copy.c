@@ -182,11 +182,9 @@ static int place_and_put(struct img_team *team, struct img_copy *c,
         return r;
     if (b->n)
         r = c->outlet->place(c, b, err);
-    if (c->alone)
-        r = put(c, b, r, err);
     if (r == 0 && c->ordered)
         img_team_pass(team, b->ticket);
-    return c->alone ? r : put(c, b, r, err);
+    return put(c, b, r, err);
 }
 
 static int step(struct img_team *team, void *opaque, unsigned worker,
@@ -259,8 +257,6 @@ int img_copy_run(struct img_copy *c, const struct img_job *job,
 
     c->claim_max = IMG_MAX((uint32_t)CLAIM_PLAIN, c->unit);
     c->claim_max = IMG_MAX(c->claim_max, (uint32_t)ALIGN);
-    if (c->to && c->to->chain->align > 1)
-        c->alone = c->ordered = true;
     if (c->claim_max > CLAIM_MAX)
         return img_fail(err, EINVAL, "A unit of %u bytes is too large",
                         c->unit);

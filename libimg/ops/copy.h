@@ -70,8 +70,6 @@ struct img_copy {
     bool pack;
     bool share;                 /* the file system can share blocks */
     bool ordered;               /* place needs the turnstile */
-    bool alone;                 /* put too: neighbours share a block of a file
-                                   that is written in blocks (O_DIRECT) */
     enum img_codec codec;
     uint32_t slack;             /* a packed unit may be so much longer than
                                    the unit; 0 = must be shorter */
