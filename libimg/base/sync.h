@@ -7,6 +7,7 @@
 #ifndef IMG_BASE_SYNC_H
 #define IMG_BASE_SYNC_H
 #include <pthread.h>
+#include <stdbool.h>
 #include <time.h>
 
 struct img_mutex { pthread_mutex_t m; };
@@ -87,6 +88,11 @@ static inline void img_rwlock_destroy(struct img_rwlock *l)
 static inline void img_read_lock(struct img_rwlock *l)
 {
     pthread_rwlock_rdlock(&l->l);
+}
+
+static inline bool img_try_read_lock(struct img_rwlock *l)
+{
+    return pthread_rwlock_tryrdlock(&l->l) == 0;
 }
 
 static inline void img_write_lock(struct img_rwlock *l)

@@ -22,6 +22,10 @@ void img_io_destroy(struct img_io *);
 /* Reads what layers from..n-1 show. */
 int img_io_read(struct img_io *, unsigned from, const struct iovec *, int n,
                 uint64_t off, struct img_error *);
+/* The same from the top, if tables and data are all in memory and nobody has
+ * to be waited for; else -EAGAIN. */
+int img_io_read_now(struct img_io *, const struct iovec *, int n,
+                    uint64_t off);
 /* These change layer `to` (0 but for commit), filling from it and below. */
 int img_io_write(struct img_io *, unsigned to, const struct iovec *, int n,
                  uint64_t off, unsigned flags, struct img_error *);

@@ -3,7 +3,9 @@
  *
  * A request travels: the queue's free list, the crew's list of work, a
  * helper, the queue's list of what is done, and back.  The event descriptor
- * is readable exactly while that last list is not empty.
+ * is readable exactly while that last list is not empty.  Short reads of what
+ * is in memory are done on the way in: copying takes less time than waking
+ * another thread.
  *
  * Locks: crew->lock guards the work, queue->lock what is done; no thread
  * holds both, and neither is held while a request runs.  Everything else in a
@@ -12,6 +14,7 @@
 #include "core/disk.h"
 #include "base/checked.h"
 #include "base/error.h"
+#include "base/iov.h"
 
 #include <poll.h>
 #include <signal.h>
@@ -20,7 +23,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-enum { HELPERS = 4, DEPTH_MAX = 1 << 16 };
+enum { HELPERS = 4, DEPTH_MAX = 1 << 16, SHORT_READ = 64 << 10 };
 
 struct slot {
     struct slot *next;
@@ -101,14 +104,22 @@ static int run(struct img_disk *d, const struct img_request *q,
                     (int)q->op);
 }
 
-static void complete(struct slot *s)
+static void join(struct list *to, const struct list *more)
 {
-    struct img_queue *q = s->queue;
+    if (to->last)
+        to->last->next = more->first;
+    else
+        to->first = more->first;
+    to->last = more->last;
+}
+
+static void complete(struct img_queue *q, const struct list *more)
+{
     bool first;
 
     img_lock(&q->lock);
     first = !q->done.first;
-    append(&q->done, s);
+    join(&q->done, more);
     if (first)
         (void)!eventfd_write(q->fd, 1);
     img_unlock(&q->lock);
@@ -135,7 +146,8 @@ static void *helper(void *opaque)
         s->result = run(crew->disk, &s->req, &err);
         if (s->result < 0)
             s->message = strdup(err.message);
-        complete(s);
+        s->next = NULL;
+        complete(s->queue, &(struct list){ s, s });
         img_lock(&crew->lock);
     }
     img_unlock(&crew->lock);
@@ -244,32 +256,53 @@ int img_queue_open(struct img_disk *d, unsigned depth,
     return 0;
 }
 
+static bool is_done_now(struct img_disk *d, const struct img_request *req)
+{
+    int r;
+
+    if (req->op != IMG_READ ||
+        img_iov_total(req->iov, req->iovcnt) > SHORT_READ ||
+        !img_try_read_lock(&d->structure))
+        return false;
+    r = img_io_read_now(&d->io, req->iov, req->iovcnt, req->off);
+    img_rw_unlock(&d->structure);
+    return r == 0;
+}
+
+static void hand_over(struct img_crew *crew, const struct list *batch, int n)
+{
+    img_lock(&crew->lock);
+    join(&crew->work, batch);
+    for (int i = 0; i < n && i < (int)crew->idle; i++)
+        img_wake_one(&crew->work_came);
+    img_unlock(&crew->lock);
+}
+
 int img_queue_submit(struct img_queue *q, const struct img_request *reqs,
                      int n)
 {
-    struct list batch = { NULL, NULL };
-    int taken = 0;
+    struct list batch = { NULL, NULL }, now = { NULL, NULL };
+    int taken, n_batch = 0;
 
-    for (; taken < n && q->free; taken++) {
+    for (taken = 0; taken < n && q->free; taken++) {
         struct slot *s = q->free;
 
         q->free = s->next;
         s->req = reqs[taken];
         s->message = NULL;
-        append(&batch, s);
+        s->result = 0;
+        if (is_done_now(q->disk, &s->req)) {
+            append(&now, s);
+        } else {
+            append(&batch, s);
+            n_batch++;
+        }
     }
-    if (!taken)
-        return 0;
     q->in_flight += (unsigned)taken;
-    img_lock(&q->crew->lock);
-    if (q->crew->work.last)
-        q->crew->work.last->next = batch.first;
-    else
-        q->crew->work.first = batch.first;
-    q->crew->work.last = batch.last;
-    for (int i = 0; i < taken && i < (int)q->crew->idle; i++)
-        img_wake_one(&q->crew->work_came);
-    img_unlock(&q->crew->lock);
+    if (n_batch)
+        hand_over(q->crew, &batch, n_batch);
+    if (now.first)
+        complete(q, &now);
     return taken;
 }
 

@@ -33,32 +33,24 @@ static bool must_wait(const struct img_range *me)
     return false;
 }
 
-void img_range_lock(struct img_ranges *r, struct img_range *me, uint64_t off,
-                    uint64_t len, bool exclusive)
+/* The list's lock is held by the callers of these two. */
+static void enter(struct img_ranges *r, struct img_range *me, uint64_t off,
+                  uint64_t len, bool exclusive)
 {
     me->off = off;
     me->end = off + len;
     me->exclusive = exclusive;
     me->next = NULL;
-
-    img_lock(&r->lock);
     me->prev = r->last;
     if (r->last)
         r->last->next = me;
     else
         r->first = me;
     r->last = me;
-    while (must_wait(me)) {
-        r->waiting++;
-        img_wait(&r->gone, &r->lock);
-        r->waiting--;
-    }
-    img_unlock(&r->lock);
 }
 
-void img_range_unlock(struct img_ranges *r, struct img_range *me)
+static void leave(struct img_ranges *r, struct img_range *me)
 {
-    img_lock(&r->lock);
     if (me->prev)
         me->prev->next = me->next;
     else
@@ -67,6 +59,39 @@ void img_range_unlock(struct img_ranges *r, struct img_range *me)
         me->next->prev = me->prev;
     else
         r->last = me->prev;
+}
+
+void img_range_lock(struct img_ranges *r, struct img_range *me, uint64_t off,
+                    uint64_t len, bool exclusive)
+{
+    img_lock(&r->lock);
+    enter(r, me, off, len, exclusive);
+    while (must_wait(me)) {
+        r->waiting++;
+        img_wait(&r->gone, &r->lock);
+        r->waiting--;
+    }
+    img_unlock(&r->lock);
+}
+
+bool img_range_try(struct img_ranges *r, struct img_range *me, uint64_t off,
+                   uint64_t len, bool exclusive)
+{
+    bool held;
+
+    img_lock(&r->lock);
+    enter(r, me, off, len, exclusive);
+    held = !must_wait(me);
+    if (!held)
+        leave(r, me);
+    img_unlock(&r->lock);
+    return held;
+}
+
+void img_range_unlock(struct img_ranges *r, struct img_range *me)
+{
+    img_lock(&r->lock);
+    leave(r, me);
     if (r->waiting)
         img_wake_all(&r->gone);
     img_unlock(&r->lock);

@@ -24,5 +24,8 @@ void img_ranges_destroy(struct img_ranges *);
 /* Waits until no earlier range overlaps in a way that conflicts. */
 void img_range_lock(struct img_ranges *, struct img_range *, uint64_t off,
                     uint64_t len, bool exclusive);
+/* The same if nobody has to be waited for; false = not locked. */
+bool img_range_try(struct img_ranges *, struct img_range *, uint64_t off,
+                   uint64_t len, bool exclusive);
 void img_range_unlock(struct img_ranges *, struct img_range *);
 #endif

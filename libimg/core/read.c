@@ -128,3 +128,54 @@ int img_io_read(struct img_io *io, unsigned from, const struct iovec *iov,
     img_scatter_free(&s);
     return r;
 }
+
+static int read_range_now(struct img_io *io, struct img_scatter *s,
+                          uint64_t off, size_t len)
+{
+    struct img_cursor c;
+    size_t at = 0;
+
+    img_cursor_init(&c, io->chain, 0, off, len, IMG_RUN_CACHED);
+    while (at < len) {
+        const struct img_layer *l;
+        struct img_run run;
+        unsigned depth;
+        int n;
+
+        if (img_cursor_next(&c, &run, &depth, NULL) < 0 ||
+            run.kind == IMG_RUN_PACKED)
+            return -EAGAIN;
+        if (run.kind == IMG_RUN_DATA) {
+            l = io->chain->layers[depth];
+            n = img_iov_slice(s->iov, s->n, at, (size_t)run.len, s->part);
+            if (img_file_preadv_now(l->files[run.file], s->part, n, run.host))
+                return -EAGAIN;
+        } else {
+            img_iov_clear(s->iov, s->n, at, (size_t)run.len);
+        }
+        at += (size_t)run.len;
+    }
+    return 0;
+}
+
+int img_io_read_now(struct img_io *io, const struct iovec *iov, int n,
+                    uint64_t off)
+{
+    size_t len = img_iov_total(iov, n);
+    bool locking = io->chain->writable;
+    struct img_scatter s;
+    struct img_range range;
+    int r;
+
+    if (!img_inside(off, len, io->chain->layers[0]->size) ||
+        img_scatter_init(&s, iov, n, NULL) < 0)
+        return -EAGAIN;
+    r = -EAGAIN;
+    if (!locking || img_range_try(&io->ranges, &range, off, len, false)) {
+        r = read_range_now(io, &s, off, len);
+        if (locking)
+            img_range_unlock(&io->ranges, &range);
+    }
+    img_scatter_free(&s);
+    return r;
+}

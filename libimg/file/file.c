@@ -20,6 +20,15 @@ int img_file_preadv(struct img_file *file, const struct iovec *iov, int n,
     return file->ops->preadv(file, iov, n, off, err);
 }
 
+int img_file_preadv_now(struct img_file *file, const struct iovec *iov, int n,
+                        uint64_t off)
+{
+    if (!file->ops->preadv_now ||
+        __atomic_load_n(&file->never_now, __ATOMIC_RELAXED))
+        return -EAGAIN;
+    return file->ops->preadv_now(file, iov, n, off);
+}
+
 int img_file_pwrite(struct img_file *file, const void *buf, size_t len,
                     uint64_t off, struct img_error *err)
 {

@@ -33,6 +33,9 @@ struct img_file_ops {
     /* * Bytes beyond the end of the file read as zeros. */
     int (*preadv)(struct img_file *, const struct iovec *, int n,
                   uint64_t off, struct img_error *);
+    /* The same from memory alone: -EAGAIN rather than wait for a device. */
+    int (*preadv_now)(struct img_file *, const struct iovec *, int n,
+                      uint64_t off);
     int (*pwritev)(struct img_file *, const struct iovec *, int n,
                    uint64_t off, struct img_error *);
     /* The range reads as zeros afterwards; -ENOTSUP where only writing
@@ -67,6 +70,7 @@ struct img_file {
     char *path;                 /* for messages, and to find neighbours */
     int fd;                     /* -1 = not a descriptor */
     bool writable, no_sync, is_device;
+    bool never_now;             /* preadv_now does not work here */
     uint32_t align;             /* of offsets and lengths, 1 but for O_DIRECT
                                    and devices, a power of two */
     uint64_t device, inode;     /* 0, 0 = has none */
@@ -90,6 +94,10 @@ int img_file_pread(struct img_file *file, void *buf, size_t len, uint64_t off,
                    struct img_error *err);
 int img_file_preadv(struct img_file *file, const struct iovec *iov, int n,
                     uint64_t off, struct img_error *err);
+/* Reads only what is in memory already: 0, or -EAGAIN with nothing promised
+ * about the buffers. */
+int img_file_preadv_now(struct img_file *file, const struct iovec *iov, int n,
+                        uint64_t off);
 int img_file_pwrite(struct img_file *file, const void *buf, size_t len,
                     uint64_t off, struct img_error *err);
 int img_file_pwritev(struct img_file *file, const struct iovec *iov, int n,

@@ -244,6 +244,20 @@ static int posix_preadv(struct img_file *f, const struct iovec *iov, int n,
     return 0;
 }
 
+static int posix_preadv_now(struct img_file *f, const struct iovec *iov,
+                            int n, uint64_t off)
+{
+    size_t total = img_iov_total(iov, n);
+    ssize_t r;
+
+    if (f->align > 1 || n > IOV_MAX || off > INT64_MAX)
+        return -EAGAIN;
+    r = preadv2(f->fd, iov, n, (off_t)off, RWF_NOWAIT);
+    if (r < 0 && (errno == EOPNOTSUPP || errno == ENOSYS))
+        __atomic_store_n(&f->never_now, true, __ATOMIC_RELAXED);
+    return r >= 0 && (size_t)r == total ? 0 : -EAGAIN;
+}
+
 static int posix_pwritev(struct img_file *f, const struct iovec *iov, int n,
                          uint64_t off, struct img_error *err)
 {
@@ -523,7 +537,8 @@ static void posix_close(struct img_file *f)
 }
 
 static const struct img_file_ops posix_ops = {
-    .kind = "file", .preadv = posix_preadv, .pwritev = posix_pwritev,
+    .kind = "file", .preadv = posix_preadv,
+    .preadv_now = posix_preadv_now, .pwritev = posix_pwritev,
     .zero = posix_zero, .punch = posix_punch, .allocate = posix_allocate,
     .truncate = posix_truncate, .sync = posix_sync, .size = posix_size,
     .extent = posix_extent, .reflink = posix_reflink, .lock = posix_lock,
