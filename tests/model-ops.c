@@ -14,6 +14,8 @@ void print_plan(FILE *f, const struct plan *plan)
         fprintf(f, " --set %s", plan->settings[i]);
     if (plan->data_file)
         fprintf(f, " --data-file");
+    if (plan->peer)
+        fprintf(f, " --peer");
     fprintf(f, " --backing %d --size %llu --ops %llu --seed %llu\n",
             plan->backing, (unsigned long long)plan->size,
             (unsigned long long)plan->ops, (unsigned long long)plan->seed);

@@ -128,6 +128,37 @@ static int ask_peer(struct model *m)
 
 /* ---- one image --------------------------------------------------------- */
 
+static int create_by_peer(struct model *m, const char *const *settings,
+                          const char *backing, const char *backing_format)
+{
+    const char *argv[2 * MAX_SETTINGS + 20] = {
+        "qemu-img", "create", "-q", "-f", m->plan->format
+    };
+    char size[32], out[4200];
+    int n = 5;
+
+    for (int i = 0; settings[i]; i++) {
+        argv[n++] = "-o";
+        argv[n++] = settings[i];
+    }
+    if (backing) {
+        argv[n++] = "-b";
+        argv[n++] = backing;
+        argv[n++] = "-F";
+        argv[n++] = backing_format;
+    }
+    snprintf(size, sizeof(size), "%llu", (unsigned long long)m->size);
+    argv[n++] = m->path;
+    argv[n++] = size;
+    argv[n] = NULL;
+    snprintf(out, sizeof(out), "%s/peer", m->dir);
+    if (run_program(out, argv)) {
+        run_program("/dev/stderr", (const char *[]) { "cat", out, NULL });
+        return fail(m, "qemu-img create", 0, m->size, NULL);
+    }
+    return 0;
+}
+
 static int create(struct model *m, const char *path, const char *format,
                   const char *const *settings, const char *backing,
                   const char *backing_format, uint64_t size)
@@ -214,6 +245,9 @@ static int make_image(struct model *m)
         settings[n++] = data;
     }
     settings[n] = NULL;
+    if (plan->peer)
+        return create_by_peer(m, settings, below_format ? below : NULL,
+                              below_format);
     return create(m, m->path, plan->format, settings,
                   below_format ? below : NULL, below_format, m->size);
 }
@@ -371,6 +405,7 @@ static int run_matrix(const char *only, uint64_t total, uint64_t seed)
         if (only && strcmp(only, plan->format))
             continue;
         plan->seed = seed + (uint64_t)i;
+        plan->peer = peers && plan->seed % 3 == 0;
         plan->ops = total / (uint64_t)chosen + 1;
         if (verbose)
             print_plan(stderr, plan);
@@ -387,13 +422,14 @@ static int run_matrix(const char *only, uint64_t total, uint64_t seed)
 int main(int argc, char **argv)
 {
     enum { FORMAT = 1000, SET, DATA_FILE, BACKING, SIZE, OPS, SEED, TOTAL,
-           ONLY };
+           ONLY, PEER };
     static const struct option options[] = {
         { "format", 1, NULL, FORMAT }, { "set", 1, NULL, SET },
         { "data-file", 0, NULL, DATA_FILE }, { "backing", 1, NULL, BACKING },
         { "size", 1, NULL, SIZE }, { "ops", 1, NULL, OPS },
         { "seed", 1, NULL, SEED }, { "total", 1, NULL, TOTAL },
-        { "only", 1, NULL, ONLY }, { "verbose", 0, NULL, 'v' },
+        { "only", 1, NULL, ONLY }, { "peer", 0, NULL, PEER },
+        { "verbose", 0, NULL, 'v' },
         { "durable", 0, NULL, 'd' }, { NULL, 0, NULL, 0 }
     };
     const char *env = getenv("MODEL_OPS"), *only = NULL;
@@ -414,6 +450,7 @@ int main(int argc, char **argv)
         case OPS: plan.ops = strtoull(optarg, NULL, 0); break;
         case SEED: plan.seed = strtoull(optarg, NULL, 0); break;
         case TOTAL: total = strtoull(optarg, NULL, 0); break;
+        case PEER: plan.peer = true; break;
         case ONLY: only = optarg; break;
         case 'v': verbose = true; break;
         case 'd': durable = true; break;

@@ -13,6 +13,7 @@ struct plan {
     const char *settings[MAX_SETTINGS + 1];
     int n_settings;
     bool data_file;
+    bool peer;                  /* qemu-img creates it */
     int backing;                /* layers below, 0 = none */
     uint64_t size, seed, ops;
 };
