@@ -3,7 +3,7 @@
 # times.
 . ./tests/functions.sh
 
-for target in open-qcow2 open-vdi open-vmdk open-qcow ops; do
+for target in open-qcow2 open-vdi open-vmdk open-qcow ops nbd; do
     echo "== $target"
     timeout 600 "fuzz/$target" --spoil "${FUZZ_SPOILS:-300}" \
         "$srcdir/fuzz/corpus/${target#open-}" || die "$target: exit $?"

@@ -212,6 +212,7 @@ static int serve_device(const struct nbd_options *o,
     struct attaching a = { .o = o, .ready = ready };
     int ours[NBD_KERNEL_SOCKETS], theirs[NBD_KERNEL_SOCKETS], pair[2], ret;
     const struct nbd_export_view *view = &all->list[0]->view;
+    bool working = false, settling;
     pthread_t worker, settler;
     unsigned n = 0;
 
@@ -234,16 +235,19 @@ static int serve_device(const struct nbd_options *o,
     if (!a.kernel.netlink) {
         while (n > 1)
             close(ours[--n]);
-        if (pthread_create(&worker, NULL, kernel_work, &a.kernel))
-            abort();
+        working = pthread_create(&worker, NULL, kernel_work, &a.kernel) == 0;
     }
-    if (pthread_create(&settler, NULL, settle, &a))
-        abort();
+    settling = pthread_create(&settler, NULL, settle, &a) == 0;
+    if (!settling || (!a.kernel.netlink && !working))
+        kernel_detach(&a.kernel);       /* which ends the server */
     ret = nbd_server_transmit(service, all->list[0], ours, n, signals,
                               kernel_detach, &a.kernel, err);
-    pthread_join(settler, NULL);
-    if (!a.kernel.netlink)
+    if (settling)
+        pthread_join(settler, NULL);
+    if (working)
         pthread_join(worker, NULL);
+    if (ret == 0 && !settling)
+        ret = nbd_fail(err, EAGAIN, "cannot start a thread");
     if (ret == 0 && a.ret < 0) {
         *err = a.err;
         ret = a.ret;
