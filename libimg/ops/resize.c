@@ -25,8 +25,8 @@ static int clear_growth(struct img_io *io, unsigned depth, uint64_t from,
                         struct img_error *err)
 {
     const struct img_layer *l = io->chain->layers[depth];
-    uint64_t cluster_end = img_round_up(from,
-                                        UINT64_C(1) << l->cluster_bits);
+    uint64_t cluster = UINT64_C(1) << l->cluster_bits;
+    uint64_t cluster_end = img_round_up(from, cluster);
     uint64_t off = from;
     int r = 0;
 
@@ -42,8 +42,14 @@ static int clear_growth(struct img_io *io, unsigned depth, uint64_t from,
         end = off + run.len;
         if (at == depth && off < cluster_end)
             end = IMG_MIN(end, cluster_end);
-        if (is_stale(&run, at, depth, cluster_end))
-            r = img_io_zero(io, depth, off, end - off, IMG_MAY_UNMAP, err);
+        if (!is_stale(&run, at, depth, cluster_end)) {
+            off = end;
+            continue;
+        }
+        /* Whole clusters: the rest of one that is written in part would be
+         * filled with what lies below. */
+        end = IMG_MIN(img_round_up(end, cluster), l->size);
+        r = img_io_zero(io, depth, off, end - off, IMG_MAY_UNMAP, err);
         off = end;
     }
     return r;
