@@ -48,6 +48,10 @@ struct img_layer {
     void *core;                 /* core's own */
 };
 
+/* Not for users of the library: an open flag for what create has just made
+ * and nobody has seen yet.  IDs that change with the content stay as given. */
+enum { IMG_OPEN_NEW = 1 << 30 };
+
 /* Answer of map: one run of guest bytes with one answer. */
 enum img_codec {
     IMG_CODEC_DEFLATE,          /* raw deflate, qcow and qcow2 */

@@ -353,7 +353,8 @@ int img_making_open(struct img_making *making, struct img_disk **disk,
         r = img_fail_errno(err, errno, "%s", making->build.path);
     if (r < 0)
         return r;
-    opts.flags = IMG_OPEN_WRITE | IMG_OPEN_UNMAP | IMG_OPEN_PROBE_BACKING;
+    opts.flags = IMG_OPEN_WRITE | IMG_OPEN_UNMAP | IMG_OPEN_PROBE_BACKING |
+                 IMG_OPEN_NEW;
     opts.format = making->format->info.name;
     opts.resolve = resolve_made;
     opts.resolve_opaque = m;

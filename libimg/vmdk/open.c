@@ -383,7 +383,8 @@ int img_vmdk_open(struct img_layer *layer,
     img_mutex_init(&st->sync_lock);
     layer->state = st;
     layer->size = 0;
-    st->free_names = opts->resolve != NULL;
+    st->free_names = opts->resolve && !(opts->flags & IMG_OPEN_NEW);
+    st->touched = opts->flags & IMG_OPEN_NEW;
     st->given_below = opts->backing && *opts->backing;
     r = img_file_size(layer->files[0], &len, err);
     if (r == 0 && len)

@@ -133,6 +133,8 @@ static int write_back(struct img_layer *layer, struct vmdk_sparse *s,
         for (size_t i = 0; i < gone.n; i++)
             if (img_vmdk_list_add(&s->freed, gone.list[i]))
                 break;
+        s->freed_from = 0;
+        s->freed_to = UINT64_MAX;
         img_rw_unlock(&st->lock);
     }
     free(gone.list);

@@ -147,7 +147,8 @@ struct vmdk_sparse {
     size_t n_gd;
     uint64_t file_len;              /* nobody writes beyond it */
     uint64_t next;                  /* bytes: the next fresh place */
-    struct vmdk_list freed;         /* still on disk until the next sync */
+    struct vmdk_list freed;         /* still on disk until the next sync: */
+    uint64_t freed_from, freed_to;  /* of guest grains in this range */
     struct vmdk_runs free;          /* may be used again */
     bool rgd_broken;                /* there should be one */
     size_t gd_from, gd_to;          /* entries not on disk yet: [from, to) */

@@ -196,11 +196,19 @@ static int reserve_packed(struct img_layer *layer, struct vmdk_extent *x,
     struct vmdk_state *st = layer->state;
     struct vmdk_sparse *s = x->sparse;
     uint64_t grain = UINT64_C(1) << s->grain_bits, at, end;
+    struct img_run run;
     int r;
 
     if (!s->h.compressed || s->h.footer || !s->markers)
         return img_fail(err, ENOTSUP, "%s: compressed grains cannot be "
                         "written into this image", layer->path);
+    r = img_vmdk_map(layer, want->off, 1, 0, &run, err);
+    if (r == 0 && run.kind == IMG_RUN_PACKED)
+        r = img_fail(err, EROFS, "%s: the grain at %llu is there already; "
+                     "streamOptimized images are written once", layer->path,
+                     (unsigned long long)want->off);
+    if (r)
+        return r;
     img_write_lock(&st->lock);
     at = s->next;
     end = img_round_up(at + VMDK_GRAIN_MARKER + want->packed, VMDK_SECTOR);
@@ -217,6 +225,22 @@ static int reserve_packed(struct img_layer *layer, struct vmdk_extent *x,
     return r;
 }
 
+/* An entry that was cleared and not written back must not get another grain
+ * in the same write-back: a crash between the two copies of its table would
+ * leave two grains, and no way to tell which was meant. */
+static int settle(struct img_layer *layer, struct vmdk_sparse *s,
+                  uint64_t first, uint64_t n, struct img_error *err)
+{
+    struct vmdk_state *st = layer->state;
+    bool cleared;
+
+    img_read_lock(&st->lock);
+    cleared = s->rgd && s->freed.n && first < s->freed_to &&
+              first + n > s->freed_from;
+    img_rw_unlock(&st->lock);
+    return cleared ? img_vmdk_write_back(layer, err) : 0;
+}
+
 static int reserve_fresh(struct img_layer *layer, struct vmdk_extent *x,
                          const struct img_want *want,
                          struct img_place *place, struct img_error *err)
@@ -229,15 +253,16 @@ static int reserve_fresh(struct img_layer *layer, struct vmdk_extent *x,
     uint64_t len = IMG_MIN(want->len, x->len - rel), host = 0;
     uint32_t n = (uint32_t)IMG_MIN((uint64_t)(s->h.gt_entries - i),
                                    img_div_up(skip + len, grain));
+    unsigned bits = s->grain_bits + s->gt_bits;
     struct img_slice *slices[2];
     enum vmdk_grain_kind kind;
     uint32_t count = 0;
     bool zeroed = false;
     int r;
 
-    r = img_vmdk_tables_get(layer, s,
-                   (size_t)(rel >> (s->grain_bits + s->gt_bits)), slices,
-                   err);
+    r = settle(layer, s, rel >> s->grain_bits, n, err);
+    if (r == 0)
+        r = img_vmdk_tables_get(layer, s, (size_t)(rel >> bits), slices, err);
     if (r)
         return r;
     img_write_lock(&st->lock);
@@ -381,6 +406,16 @@ static bool unmapped_entry(struct img_layer *layer,
     return *v || how == IMG_UNMAP_DROP || !img_vmdk_has_below(layer);
 }
 
+static int note_freed(struct vmdk_sparse *s, size_t g, uint32_t i,
+                      uint64_t host)
+{
+    uint64_t at = ((uint64_t)g << s->gt_bits) + i;
+
+    s->freed_from = s->freed.n ? IMG_MIN(s->freed_from, at) : at;
+    s->freed_to = s->freed.n ? IMG_MAX(s->freed_to, at + 1) : at + 1;
+    return img_vmdk_list_add(&s->freed, host);
+}
+
 /* Changes n entries from i on and notes the grains they had. */
 static int unmap_entries(struct img_layer *layer, struct vmdk_sparse *s,
                          size_t g, uint32_t i, uint32_t n, uint32_t v,
@@ -401,7 +436,7 @@ static int unmap_entries(struct img_layer *layer, struct vmdk_sparse *s,
         kind = img_vmdk_grain(s, slices[0]->data, i + k, &host);
         if (kind == VMDK_GRAIN_BAD || (keep && kind == VMDK_GRAIN_DATA))
             break;
-        if (kind == VMDK_GRAIN_DATA && img_vmdk_list_add(&s->freed, host)) {
+        if (kind == VMDK_GRAIN_DATA && note_freed(s, g, i + k, host)) {
             r = img_fail_nomem(err);
             break;
         }

@@ -1,4 +1,4 @@
-/* What a crash leaves of a VDI or qcow image.
+/* What a crash leaves of a VDI, VMDK or qcow image.
  *
  * A layer is driven through the hooks of its format over a file that keeps a
  * log.  Then, many times: everything up to some fdatasync, and any sectors of
@@ -196,6 +196,7 @@ struct job {
     uint64_t size;
     bool drops, resizes, compacts;
     bool tight;                 /* VDI: no room behind the map */
+    bool small;                 /* VMDK: grains of 4 KiB */
 };
 
 static uint8_t *start(const struct job *job, struct img_layer *l,
@@ -216,6 +217,12 @@ static uint8_t *start(const struct job *job, struct img_layer *l,
 
         img_put_le32(at, (1 << 20) + 512);
         assert_ok(img_file_pwrite(&log_file, at, 4, 344, &err), err);
+    }
+    if (job->small) {
+        uint8_t grain[4];
+
+        img_put_le32(grain, 8);
+        assert_ok(img_file_pwrite(&log_file, grain, 4, 20, &err), err);
     }
     note(SYNC, 0, 0, NULL, 0);
     *first = n_entries;
@@ -455,6 +462,29 @@ static void test_qcow_resizing(void **state)
     test_job(&j, 2);
 }
 
+static void test_vmdk(void **state)
+{
+    struct job j = {
+        .format = img_format_find("vmdk"), .setting = "zeroed_grain=off",
+        .size = 256 * 1024, .small = true,
+    };
+
+    test_job(&j, 3);
+    j.setting = "zeroed_grain=on";
+    j.drops = true;
+    test_job(&j, 3);
+}
+
+static void test_vmdk_resizing(void **state)
+{
+    struct job j = {
+        .format = img_format_find("vmdk"), .setting = "zeroed_grain=off",
+        .size = 256 * 1024, .drops = true, .resizes = true, .small = true,
+    };
+
+    test_job(&j, 3);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -462,6 +492,8 @@ int main(void)
         cmocka_unit_test(test_vdi_dropping),
         cmocka_unit_test(test_vdi_resizing),
         cmocka_unit_test(test_vdi_moving_map),
+        cmocka_unit_test(test_vmdk),
+        cmocka_unit_test(test_vmdk_resizing),
         cmocka_unit_test(test_qcow),
         cmocka_unit_test(test_qcow_resizing),
     };
