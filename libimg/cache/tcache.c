@@ -512,6 +512,19 @@ bool img_tcache_is_full(struct img_tcache *c)
 
 /* ---- stages ------------------------------------------------------------ */
 
+/* Whole blocks of the file, as far as the slice has them: O_DIRECT would have
+ * to read the rest of them. */
+static void widen(const struct img_slice *s, uint32_t *from, uint32_t *len)
+{
+    uint64_t first = img_round_down(s->off + *from, s->file->align);
+    uint64_t end = img_round_up(s->off + *from + *len, s->file->align);
+
+    first = IMG_MAX(first, s->off);
+    end = IMG_MIN(end, s->off + s->len);
+    *from = (uint32_t)(first - s->off);
+    *len = (uint32_t)(end - first);
+}
+
 /* The next changed run of e from *from on, small gaps included. */
 static bool next_run(const struct entry *e, uint32_t *from, uint32_t *len)
 {
@@ -530,6 +543,8 @@ static bool next_run(const struct entry *e, uint32_t *from, uint32_t *len)
         return false;
     *from = first * UNIT;
     *len = IMG_MIN((last + 1) * UNIT, e->slice.len) - *from;
+    if (e->slice.file->align > 1)
+        widen(&e->slice, from, len);
     return true;
 }
 

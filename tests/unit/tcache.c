@@ -369,6 +369,39 @@ static void test_odd_sizes(void **state)
     end(&s, c);
 }
 
+/* A file of whole blocks gets whole blocks. */
+static void test_blocks(void **state)
+{
+    struct img_slice *a;
+    struct img_tcache *c;
+    struct img_error err;
+    struct spy s;
+
+    begin(&s, &c, 64);
+    s.file.align = 4096;
+    change(&s, c, 3, 1030, 8, 'x');
+    assert_int_equal(write_back(&s, c), 0);
+    assert_int_equal(s.last_off, 3 * SLICE);
+    assert_int_equal(s.last_len, 4096);
+    assert_ok(img_tcache_get(c, &s.file, 65536 + 512, 65536, 1, &a, &err),
+              err);
+    for (uint32_t i = 0; i < 65536; i += 6000)
+        img_tcache_dirty(c, a, i, 1);
+    img_tcache_put(c, a);
+    assert_int_equal(write_back(&s, c), 0);
+    for (uint64_t i = 0; i < 3 * 65536; i++)
+        assert_int_equal(on_disk(&s, i), i == 3 * SLICE + 1030 ||
+                         i - (3 * SLICE + 1030) < 8 ? 'x' : word(i));
+    assert_ok(img_tcache_get(c, &s.file, 65536 + 512, 65536, 1, &a, &err),
+              err);
+    img_tcache_dirty(c, a, 0, 1);
+    img_tcache_put(c, a);
+    assert_int_equal(write_back(&s, c), 0);
+    assert_int_equal(s.last_off, 65536 + 512);
+    assert_int_equal(s.last_len, 4096 - 512);
+    end(&s, c);
+}
+
 static void test_dirty_is_kept(void **state)
 {
     struct img_tcache *c;
@@ -790,6 +823,7 @@ int main(void)
         cmocka_unit_test(test_dirty_ranges),
         cmocka_unit_test(test_whole_slices_merge),
         cmocka_unit_test(test_odd_sizes),
+        cmocka_unit_test(test_blocks),
         cmocka_unit_test(test_dirty_is_kept),
         cmocka_unit_test(test_stage_is_kept),
         cmocka_unit_test(test_failed_write),
