@@ -384,6 +384,20 @@ static bool is_used(const struct check *c, uint64_t sector)
     return c->used[(sector - c->from) / 8] >> (sector - c->from) % 8 & 1;
 }
 
+/* The first sector behind `at` that is not as `at` is. */
+static uint64_t next_change(const struct check *c, uint64_t at)
+{
+    bool used = is_used(c, at);
+    uint8_t like = used ? 0xff : 0;
+
+    while (++at < c->to && is_used(c, at) == used)
+        while ((at - c->from) % 8 == 0 && at + 8 < c->to &&
+               c->used[(at - c->from) / 8 + 1] == like &&
+               c->used[(at - c->from) / 8] == like)
+            at += 8;
+    return IMG_MIN(at, c->to);
+}
+
 /* Streams have markers between their grains; those are no leaks. */
 static int check_gaps(struct check *c, struct img_error *err)
 {
@@ -393,12 +407,11 @@ static int check_gaps(struct check *c, struct img_error *err)
     if (c->s->h.compressed || c->s->h.kind == VMDK_SE)
         return 0;
     while (at < c->to && r == 0) {
+        end = next_change(c, at);
         if (is_used(c, at)) {
-            at++;
+            at = end;
             continue;
         }
-        for (end = at; end < c->to && !is_used(c, end); end++)
-            ;
         r = check_gap(c, at, end, err);
         at = end;
     }
