@@ -353,5 +353,5 @@ const struct img_format img_qcow2 = {
     .resize = img_qcow2_resize, .set_backing = img_qcow2_set_backing,
     .check = img_qcow2_check, .measure = img_qcow2_measure, .describe = img_qcow2_describe,
     .defaults = img_qcow2_defaults,
-    .bitmaps = &img_qcow2_bitmap_ops,
+    .snapshots = &img_qcow2_snapshot_ops, .bitmaps = &img_qcow2_bitmap_ops,
 };

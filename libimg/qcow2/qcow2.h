@@ -275,6 +275,10 @@ void img_qcow2_refs_store(uint8_t *block, uint32_t order, uint64_t index,
 /* 0 where there is no refcount block. */
 int img_qcow2_refs_get(struct qcow2 *q, uint64_t cluster, uint64_t *count,
                        struct img_error *err);
+/* Of clusters in a row, 1 to max of them. */
+int img_qcow2_refs_get_row(struct qcow2 *q, uint64_t cluster, uint64_t max,
+                           uint64_t *counts, uint64_t *n,
+                           struct img_error *err);
 /* Adds delta (+1 or -1 or any) to n clusters that have a block. */
 int img_qcow2_refs_add(struct qcow2 *q, uint64_t cluster, uint64_t n,
                        int64_t delta, struct img_error *err);

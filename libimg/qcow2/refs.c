@@ -125,6 +125,24 @@ int img_qcow2_refs_get(struct qcow2 *q, uint64_t cluster, uint64_t *count,
     return 0;
 }
 
+int img_qcow2_refs_get_row(struct qcow2 *q, uint64_t cluster, uint64_t max,
+                           uint64_t *counts, uint64_t *n,
+                           struct img_error *err)
+{
+    struct piece p;
+    int r = piece_get(q, cluster, &p, err);
+
+    if (r < 0)
+        return r;
+    *n = IMG_MIN(max, p.left);
+    for (uint64_t i = 0; i < *n; i++)
+        counts[i] = p.slice ? img_qcow2_refs_load(p.slice->data,
+                                                  q->h.refcount_order,
+                                                  p.index + i) : 0;
+    piece_put(q, &p);
+    return 0;
+}
+
 /* ---- adding ------------------------------------------------------------ */
 
 static int check_sum(struct qcow2 *q, uint64_t cluster, uint64_t old,
