@@ -15,7 +15,7 @@ const struct command *const commands[] = {
     &command_map, &command_check, &command_snapshot, &command_commit,
     &command_rebase, &command_compare, &command_measure, &command_amend,
     &command_bitmap, &command_dd, &command_bench, &command_io, &command_tree,
-    &command_completion,
+    &command_mount, &command_umount, &command_completion,
     NULL
 };
 

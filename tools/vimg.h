@@ -26,8 +26,8 @@ extern const struct command
     command_amend, command_bench, command_bitmap, command_check,
     command_commit, command_compare, command_completion, command_convert,
     command_create, command_dd, command_info, command_io, command_map,
-    command_measure, command_rebase, command_resize, command_snapshot,
-    command_tree;
+    command_measure, command_mount, command_rebase, command_resize, command_snapshot,
+    command_tree, command_umount;
 
 /* "vimg: ..." on standard error. */
 void complain(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
