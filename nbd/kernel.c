@@ -82,7 +82,8 @@ static int talk(int fd, struct message *m, struct message *answer)
             continue;
         if (n < 0)
             return -errno;
-        for (int left = (int)n; NLMSG_OK(h, left); h = NLMSG_NEXT(h, left)) {
+        for (int left = (int)n; left > 0 && NLMSG_OK(h, (unsigned)left);
+             h = NLMSG_NEXT(h, left)) {
             if (h->nlmsg_type == NLMSG_ERROR)
                 return ((struct nlmsgerr *)NLMSG_DATA(h))->error;
             if (answer)

@@ -156,7 +156,7 @@ int img_vdi_find_parent(struct img_layer *layer,
                         const struct img_open_options *opts,
                         struct img_error *err)
 {
-    struct search s = { NULL };
+    struct search s = { 0 };
     bool needed = !(opts->flags & IMG_OPEN_NO_BACKING);
     int r;
 
