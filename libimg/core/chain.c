@@ -7,6 +7,7 @@
  * in flight.
  */
 #include "core/chain.h"
+#include "core/flat.h"
 #include "core/path.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
@@ -22,7 +23,13 @@
 #include <unistd.h>
 
 enum { PROBE_BYTES = 64 * 1024, RAW_SCORE = 1 };
-#define DEFAULT_CACHE (UINT64_C(40) << 20)  /* a fifth for what is inflated */
+/* Seven tenths for tables, two for what is inflated, one for core/flat. */
+#define DEFAULT_CACHE (UINT64_C(40) << 20)
+
+static uint64_t cache_budget(const struct img_open_options *opts)
+{
+    return opts->cache_bytes ? opts->cache_bytes : DEFAULT_CACHE;
+}
 
 /* ---- files ------------------------------------------------------------- */
 
@@ -244,7 +251,7 @@ static struct img_layer *layer_new(struct img_chain *c, struct img_file *file,
 
 static int check_shape(const struct img_layer *l, struct img_error *err)
 {
-    if (l->size > INT64_MAX || l->cluster_bits < 9 || l->cluster_bits > 40 ||
+    if (l->size > INT64_MAX || l->cluster_bits < 9 || l->cluster_bits > 31 ||
         !img_is_pow2(l->block) || l->block >> l->cluster_bits > 1)
         return img_fail(err, EFBIG, "%s: a disk of %llu bytes in units of "
                         "2^%u is not supported", l->path,
@@ -331,8 +338,11 @@ static int push_layer(struct img_chain *c, struct img_file *file,
     return r;
 }
 
+/* After every change of the list of layers. */
 static void look_over(struct img_chain *c)
 {
+    img_flat_free(c->flat);
+    c->flat = img_flat_new(c, cache_budget(&c->opts) / 10);
     c->writable = false;
     c->align = 1;
     for (unsigned d = 0; d < c->n; d++) {
@@ -472,11 +482,11 @@ int img_chain_open(const char *path, int fd, struct img_file *file,
                    const struct img_open_options *opts,
                    struct img_chain **chain, struct img_error *err)
 {
-    uint64_t budget = opts->cache_bytes ? opts->cache_bytes : DEFAULT_CACHE;
+    uint64_t budget = cache_budget(opts);
     struct img_chain *c = calloc(1, sizeof *c);
     int r;
 
-    r = c ? img_tcache_new(budget - budget / 5, &c->tables, err)
+    r = c ? img_tcache_new(budget / 10 * 7, &c->tables, err)
           : img_fail_nomem(err);
     if (r == 0)
         r = img_zcache_new(budget / 5, &c->inflated, err);
@@ -518,6 +528,7 @@ int img_chain_close(struct img_chain *c, struct img_error *err)
             first = r;
         layer_free(l);
     }
+    img_flat_free(c->flat);
     img_tcache_free(c->tables);
     img_zcache_free(c->inflated);
     free(c->layers);
@@ -607,6 +618,8 @@ int img_chain_reopen_below(struct img_chain *c, struct img_error *err)
 
     if (!old)
         return img_fail_nomem(err);
+    img_flat_free(c->flat);
+    c->flat = NULL;
     memcpy(old, c->layers + 1, n_old * sizeof *old);
     c->n = 1;
     c->backing_given = false;

@@ -10,6 +10,7 @@ struct img_chain {
     unsigned n;
     struct img_tcache *tables;
     struct img_zcache *inflated;
+    struct img_flat *flat;      /* NULL = layers are asked one by one */
     struct img_open_options opts;   /* its strings are NULL after open */
     bool writable;              /* some layer is */
     bool from_fd;               /* the top came as a descriptor: its path is

@@ -2,10 +2,11 @@
  *
  * One step asks the layers from the top down until one knows; each answer
  * shortens what the next layer is asked for.  Steps that continue each other
- * are joined.  Nothing is allocated and nothing recurses, so that the cost of
- * a deep chain is its map calls and no more.
+ * are joined.  Deep chains are asked through core/flat, which remembers what
+ * the layers below the top said together.
  */
 #include "core/chain.h"
+#include "core/flat.h"
 #include "base/checked.h"
 #include "base/error.h"
 
@@ -37,24 +38,31 @@ static int ask(struct img_layer *l, uint64_t off, uint64_t len,
     return 0;
 }
 
+int img_layer_ask(struct img_layer *l, uint64_t off, uint64_t len,
+                  unsigned flags, struct img_run *run, struct img_error *err)
+{
+    if (off < l->size)
+        return ask(l, off, IMG_MIN(len, l->size - off), flags, run, err);
+    *run = (struct img_run){
+        .off = off, .len = len, .kind = IMG_RUN_ZERO, .host = UINT64_MAX,
+    };
+    return 0;
+}
+
 /* The run at off as far as one answer of each layer reaches. */
 static int step(struct img_chain *c, unsigned from, uint64_t off,
                 uint64_t len, unsigned flags, struct img_run *run,
                 unsigned *depth, struct img_error *err)
 {
     for (unsigned d = from; d < c->n; d++) {
-        struct img_layer *l = c->layers[d];
         int r;
 
-        *depth = d;
-        if (off >= l->size) {
-            *run = (struct img_run){
-                .off = off, .len = len, .kind = IMG_RUN_ZERO,
-                .host = UINT64_MAX,
-            };
+        if (d == 1 && c->flat && !(flags & IMG_RUN_EXACT) &&
+            img_flat_map(c->flat, c, off, len, flags & IMG_RUN_CACHED, run,
+                         depth))
             return 0;
-        }
-        r = ask(l, off, IMG_MIN(len, l->size - off), flags, run, err);
+        *depth = d;
+        r = img_layer_ask(c->layers[d], off, len, flags, run, err);
         if (r < 0 || run->kind != IMG_RUN_ABSENT)
             return r;
         len = run->len;
@@ -66,9 +74,8 @@ static int step(struct img_chain *c, unsigned from, uint64_t off,
     return 0;
 }
 
-/* Does b go on where a ends? */
-static bool continues(const struct img_run *a, unsigned a_depth,
-                      const struct img_run *b, unsigned b_depth)
+bool img_run_continues(const struct img_run *a, unsigned a_depth,
+                       const struct img_run *b, unsigned b_depth)
 {
     if (a->kind != b->kind || a_depth != b_depth)
         return false;
@@ -85,6 +92,15 @@ static bool continues(const struct img_run *a, unsigned a_depth,
         break;
     }
     return a->file == b->file && a->host + a->len == b->host;
+}
+
+void img_run_skip(struct img_run *run, uint64_t bytes)
+{
+    run->off += bytes;
+    run->len -= bytes;
+    if (run->kind == IMG_RUN_DATA ||
+        (run->kind == IMG_RUN_ZERO && run->host != UINT64_MAX))
+        run->host += bytes;
 }
 
 void img_cursor_init(struct img_cursor *c, struct img_chain *chain,
@@ -121,7 +137,7 @@ int img_cursor_next(struct img_cursor *c, struct img_run *run,
                  &c->next, &c->next_depth, NULL);
         if (r < 0)
             break;
-        if (!continues(run, *depth, &c->next, c->next_depth)) {
+        if (!img_run_continues(run, *depth, &c->next, c->next_depth)) {
             c->ahead = true;
             break;
         }

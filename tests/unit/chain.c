@@ -275,6 +275,69 @@ static void test_locks(void **state)
     assert_int_equal(try_open("base", "tiny", IMG_OPEN_WRITE), 0);
 }
 
+/* What is remembered of many layers is what asking each of them gives. */
+static void test_flat(void **state)
+{
+    enum { LAYERS = 7, BIG = 3300 * K };
+    static char data[40 * K];
+    struct img_open_options o = IMG_OPEN_OPTIONS;
+    uint64_t seed = 21;
+    char name[16], below[16] = "";
+    struct img_disk *d;
+    struct img_flat *flat;
+
+    for (int i = 0; i < LAYERS; i++) {
+        uint64_t size = BIG - unit_random(&seed) % (i == 3 ? 2000 * K : 1);
+
+        snprintf(name, sizeof name, "f%d", i);
+        assert_ok(make(name, "tiny", size, i ? below : NULL, NULL, 0, NULL),
+                  err);
+        d = open_as(name, "tiny", IMG_OPEN_WRITE);
+        for (int k = 0; k < 60; k++) {
+            size_t len = unit_random(&seed) % sizeof data;
+            uint64_t off = unit_random(&seed) % (size - len);
+
+            if (k % 3 == 0)
+                assert_ok(img_zero(d, off, len, 0, &err), err);
+            else if (k % 3 == 1)
+                assert_ok(img_pwrite(d, data, len, off, 0, &err), err);
+            else
+                assert_ok(img_pwrite(d, data, 8 * K,
+                                     IMG_MIN(off, size - 12 * K) / 4096 *
+                                     4096, IMG_COMPRESS, &err), err);
+        }
+        assert_ok(img_close(d, &err), err);
+        strcpy(below, name);
+    }
+    o.format = "tiny";
+    o.cache_bytes = 100 * K;            /* windows come and go */
+    assert_ok(img_open(in_folder(name), &o, &d, &err), err);
+    flat = d->chain->flat;
+    assert_non_null(flat);
+    for (int i = 0; i < 3000; i++) {
+        uint64_t off = unit_random(&seed) % BIG;
+        uint64_t len = 1 + unit_random(&seed) % (BIG - off);
+        unsigned from = unit_random(&seed) % 3, da, db;
+        struct img_run a, b;
+
+        assert_ok(img_chain_map(d->chain, from, off, len, 0, &a, &da, &err),
+                  err);
+        d->chain->flat = NULL;
+        assert_ok(img_chain_map(d->chain, from, off, len, 0, &b, &db, &err),
+                  err);
+        d->chain->flat = flat;
+        assert_int_equal(da, db);
+        assert_int_equal(a.off, b.off);
+        assert_int_equal(a.len, b.len);
+        assert_int_equal(a.kind, b.kind);
+        assert_int_equal(a.file, b.file);
+        assert_true(a.host == b.host);
+        assert_int_equal(a.host_max, b.host_max);
+        assert_int_equal(a.codec, b.codec);
+    }
+    assert_ok(img_close(d, &err), err);
+}
+
 static char asked[256];
 
 static int resolve(void *opaque, const char *referrer, const char *name,
@@ -410,6 +473,7 @@ int main(void)
         cmocka_unit_test(test_loops),
         cmocka_unit_test(test_depth),
         cmocka_unit_test(test_locks),
+        cmocka_unit_test(test_flat),
         cmocka_unit_test(test_resolve),
         cmocka_unit_test(test_options),
         cmocka_unit_test(test_info),

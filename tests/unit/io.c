@@ -1,4 +1,4 @@
-/* The requests of core/ on a chain of two tiny images over a raw one, against
+/* The requests of core/ on a chain of three tiny images over a raw one, against
  * flat arrays. */
 #include "folder.h"
 #include "tiny.h"
@@ -19,7 +19,7 @@ static struct img_disk *reopen(const char *name, unsigned flags)
     return open_as(name, "tiny", flags | IMG_OPEN_NO_SYNC);
 }
 
-/* top -> mid -> raw, with something in each. */
+/* top -> mid -> low -> raw, with something in each but low. */
 static void make_chain(uint64_t seed)
 {
     static unsigned char buf[RAW_SIZE];
@@ -34,7 +34,9 @@ static void make_chain(uint64_t seed)
     assert_ok(img_close(d, &err), err);
     memcpy(flat, buf, RAW_SIZE);
 
-    assert_ok(make("mid", "tiny", MID_SIZE, "raw", NULL, 0, NULL), err);
+    assert_ok(make("low", "tiny", MID_SIZE - TINY_CLUSTER, "raw", NULL, 0,
+                   NULL), err);
+    assert_ok(make("mid", "tiny", MID_SIZE, "low", NULL, 0, NULL), err);
     d = reopen("mid", IMG_OPEN_WRITE);
     assert_ok(img_pwrite(d, "middle", 6, 5000, 0, &err), err);
     memcpy(flat + 5000, "middle", 6);
