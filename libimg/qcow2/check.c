@@ -277,6 +277,58 @@ static int reload(struct qcow2 *q, struct img_error *err)
     return 0;
 }
 
+static void release(struct qcow2_checking *c)
+{
+    free(c->counted);
+    free(c->single);
+    free(c->table);
+}
+
+static int change_width(struct qcow2_checking *c, uint32_t order,
+                        struct img_error *err)
+{
+    struct qcow2 *q = c->q;
+    uint32_t old = q->h.refcount_order;
+    int r;
+
+    q->h.refcount_order = order;
+    img_qcow2_shape(q);
+    r = img_qcow2_check_rebuild(c, err);
+    if (r < 0) {
+        q->h.refcount_order = old;
+        img_qcow2_shape(q);
+    }
+    return r;
+}
+
+int img_qcow2_check_change_width(struct qcow2 *q, uint32_t order,
+                                 const struct img_job *job,
+                                 struct img_error *err)
+{
+    struct img_check_options opts = IMG_CHECK_OPTIONS;
+    struct img_check_result result = { 0 };
+    struct qcow2_checking c = {
+        .q = q, .opts = &opts, .job = job, .result = &result,
+    };
+    int r = img_qcow2_settle(q, err);
+
+    if (r == 0)
+        r = prepare(&c, err);
+    if (r == 0)
+        r = walk_and_compare(&c, err);
+    if (r == 0 && (result.errors || result.leaks))
+        r = img_fail(err, IMG_ECORRUPT, "%s: has %llu errors and %llu leaked "
+                     "clusters; repair it first", q->layer->path,
+                     (unsigned long long)result.errors,
+                     (unsigned long long)result.leaks);
+    if (r == 0)
+        r = change_width(&c, order, err);
+    if (r == 0)
+        r = reload(q, err);
+    release(&c);
+    return r;
+}
+
 int img_qcow2_check(struct img_layer *layer,
                     const struct img_check_options *opts,
                     const struct img_job *job,
@@ -294,8 +346,6 @@ int img_qcow2_check(struct img_layer *layer,
         r = check(&c, err);
     if (r == 0 && opts->repair)
         r = reload(q, err);
-    free(c.counted);
-    free(c.single);
-    free(c.table);
+    release(&c);
     return r;
 }

@@ -46,6 +46,10 @@ int img_qcow2_check_copied(struct qcow2_checking *c, bool fix,
  * downwards unless up. */
 int img_qcow2_check_fix_refs(struct qcow2_checking *c, bool up,
                              struct img_error *err);
-/* A new refcount structure from c->counted, then the header. */
+/* A new refcount structure from c->counted, in q's width, then the header. */
 int img_qcow2_check_rebuild(struct qcow2_checking *c, struct img_error *err);
+/* Refcounts of 2^order bits from now on; the image must be sound. */
+int img_qcow2_check_change_width(struct qcow2 *q, uint32_t order,
+                                 const struct img_job *job,
+                                 struct img_error *err);
 #endif

@@ -162,8 +162,9 @@ int img_qcow2_check_rebuild(struct qcow2_checking *c, struct img_error *err)
     uint64_t entries = l.table * (q->cluster_size / 8);
     img_autofree uint64_t *table = calloc(entries, sizeof *table);
     uint64_t off = (l.first + l.blocks) << q->cluster_bits;
+    struct qcow2_header old = q->h;
     uint32_t *counted;
-    uint8_t *single, field[12];
+    uint8_t *single;
     int r;
 
     if (!table)
@@ -178,15 +179,14 @@ int img_qcow2_check_rebuild(struct qcow2_checking *c, struct img_error *err)
         r = img_file_sync(q->file, err);
     if (r < 0)
         return r;
-    img_put_be64(field, off);
-    img_put_be32(field + 8, (uint32_t)l.table);
-    r = img_file_pwrite(q->file, field, sizeof field, 48, err);
-    if (r == 0)
-        r = img_file_sync(q->file, err);
-    if (r < 0)
-        return r;
     q->h.reftable_offset = off;
     q->h.reftable_clusters = (uint32_t)l.table;
+    r = img_qcow2_header_write(q, err);
+    if (r < 0) {
+        q->h.reftable_offset = old.reftable_offset;
+        q->h.reftable_clusters = old.reftable_clusters;
+        return r;
+    }
     free(q->reftable);
     q->reftable = table;
     q->reftable_entries = entries;

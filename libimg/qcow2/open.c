@@ -351,7 +351,7 @@ const struct img_format img_qcow2 = {
     .abandon = img_qcow2_abandon, .unmap = img_qcow2_unmap,
     .sync = img_qcow2_sync, .touch = img_qcow2_touch,
     .resize = img_qcow2_resize, .set_backing = img_qcow2_set_backing,
-    .check = img_qcow2_check, .measure = img_qcow2_measure, .describe = img_qcow2_describe,
+    .amend = img_qcow2_amend, .check = img_qcow2_check, .measure = img_qcow2_measure, .describe = img_qcow2_describe,
     .defaults = img_qcow2_defaults,
     .snapshots = &img_qcow2_snapshot_ops, .bitmaps = &img_qcow2_bitmap_ops,
 };

@@ -1,0 +1,257 @@
+/* Changing settings of an image that exists.  No request is in flight. */
+#include "qcow2/check.h"
+#include "base/checked.h"
+#include "base/error.h"
+#include "base/strings.h"
+#include "file/file.h"
+
+#include <string.h>
+
+/* What create can set and amend cannot: the same value is fine. */
+static int refuse_change(struct qcow2 *q, const char *const *s,
+                         struct img_error *err)
+{
+    uint64_t cluster = q->cluster_size;
+    bool extended = img_qcow2_has_subclusters(q), wanted = extended;
+    const char *type = img_setting(s, "compression_type");
+    int r = img_setting_size(s, "cluster_size", &cluster, err);
+
+    if (r == 0)
+        r = img_setting_bool(s, "extended_l2", &wanted, err);
+    if (r < 0)
+        return r;
+    if (cluster != q->cluster_size)
+        return img_fail(err, ENOTSUP, "%s: Changing the cluster size is not "
+                        "supported", q->layer->path);
+    if (wanted != extended)
+        return img_fail(err, ENOTSUP, "%s: Toggling extended L2 entries is "
+                        "not supported", q->layer->path);
+    if (type && strcmp(type, q->h.compression ? "zstd" : "zlib"))
+        return img_fail(err, ENOTSUP, "%s: Changing the compression type is "
+                        "not supported", q->layer->path);
+    if (img_setting(s, "preallocation") || img_setting(s, "encryption") ||
+        img_setting(s, "nocow"))
+        return img_fail(err, ENOTSUP, "%s: Cannot change the preallocation, "
+                        "encryption or nocow setting", q->layer->path);
+    return 0;
+}
+
+/* ---- compat ------------------------------------------------------------ */
+
+static int raise_version(struct qcow2 *q, struct img_error *err)
+{
+    int r;
+
+    q->h.version = 3;
+    q->h.header_length = QCOW2_OUR_HEADER;
+    r = img_qcow2_header_write(q, err);
+    if (r < 0)
+        q->h.version = 2;
+    return r;
+}
+
+static const char *only_in_v3(const struct qcow2 *q)
+{
+    if (q->h.refcount_order != 4)
+        return "its refcounts do not have 16 bits";
+    if (q->data)
+        return "it has an external data file";
+    if (q->h.compression)
+        return "it is compressed with zstd";
+    if (img_qcow2_has_subclusters(q))
+        return "it has extended L2 entries";
+    if (q->h.n_bitmaps)
+        return "it has bitmaps";
+    if (q->n_snapshots)
+        return "it has snapshots, whose zero clusters would be lost";
+    return NULL;
+}
+
+/* A zero cluster over a backing file becomes a cluster full of zeros. */
+static int write_zero_cluster(struct qcow2 *q, struct qcow2_cursor *c,
+                              const struct qcow2_entry *e,
+                              struct img_error *err)
+{
+    uint64_t host = e->host, got;
+    bool zeroed;
+    int r = 0;
+
+    if (!e->has_host || !e->copied) {
+        r = img_qcow2_frees_room(q, 1, err);
+        if (r == 0)
+            r = img_qcow2_take(q, 1, &host, &got, &zeroed, err);
+        if (r < 0)
+            return r;
+    }
+    r = img_file_zero(q->file, host, q->cluster_size, 0, err);
+    if (r < 0)
+        return r;
+    if (e->has_host && !e->copied)
+        img_qcow2_entry_free(q, e, false, NULL);
+    img_qcow2_entry_store(q, img_qcow2_cursor_entry(q, c, 0),
+                          host | QCOW2_COPIED, 0);
+    img_qcow2_cursor_dirty(q, c, 0, 1);
+    return 0;
+}
+
+static int expand_at(struct qcow2 *q, uint64_t off, struct img_error *err)
+{
+    struct qcow2_cursor c;
+    struct qcow2_entry e;
+    int r;
+
+    img_lock(&q->lock);
+    r = img_qcow2_cursor_get_writable(q, off, &c, err);
+    if (r == 0) {
+        r = img_qcow2_entry_decode(q, img_qcow2_cursor_entry(q, &c, 0),
+                                   c.cluster, &e, err);
+        if (r == 0 && e.kind == QCOW2_ZEROS)
+            r = write_zero_cluster(q, &c, &e, err);
+        img_qcow2_cursor_put(q, &c);
+    }
+    img_unlock(&q->lock);
+    return r == 0 ? img_qcow2_relieve(q, err) : r;
+}
+
+/* Version 2 has no zero clusters. */
+static int expand_zeros(struct qcow2 *q, const struct img_job *job,
+                        struct img_error *err)
+{
+    uint64_t size = q->h.size, at = 0;
+    int r = 0;
+
+    while (at < size && r == 0) {
+        struct img_run run;
+        uint64_t end, done;
+
+        r = img_qcow2_map(q->layer, at, size - at, 0, &run, err);
+        if (r < 0)
+            return r;
+        end = at + run.len;
+        if (run.kind == IMG_RUN_ZERO && !q->layer->backing)
+            for (uint64_t p = at; p < end && r == 0; p += done)
+                r = img_qcow2_unmap(q->layer, p, end - p, IMG_UNMAP_DROP,
+                                    &done, err);
+        else if (run.kind == IMG_RUN_ZERO)
+            for (uint64_t p = at; p < end && r == 0; p += q->cluster_size)
+                r = expand_at(q, p, err);
+        at = end;
+        if (r == 0 && job && job->progress &&
+            job->progress(job->opaque, at, size))
+            return img_fail(err, ECANCELED, "%s: amending was cancelled",
+                            q->layer->path);
+    }
+    return r == 0 ? img_qcow2_settle(q, err) : r;
+}
+
+static int lower_version(struct qcow2 *q, const struct img_job *job,
+                         struct img_error *err)
+{
+    const char *why = only_in_v3(q);
+    struct qcow2_header old = q->h;
+    int r;
+
+    if (why)
+        return img_fail(err, ENOTSUP, "%s: cannot become compat 0.10: %s",
+                        q->layer->path, why);
+    r = expand_zeros(q, job, err);
+    if (r < 0)
+        return r;
+    q->h.version = 2;
+    q->h.incompatible = q->h.compatible = q->h.autoclear = 0;
+    q->h.header_length = QCOW2_V2_HEADER;
+    r = img_qcow2_header_write(q, err);
+    if (r < 0)
+        q->h = old;
+    return r;
+}
+
+/* ---- the other settings ------------------------------------------------ */
+
+static int set_lazy(struct qcow2 *q, bool lazy, struct img_error *err)
+{
+    uint64_t old = q->h.compatible;
+    int r;
+
+    if (lazy && q->h.version < 3)
+        return img_fail(err, EINVAL, "%s: Lazy refcounts only supported with "
+                        "compatibility level 1.1 and above (use compat=1.1 "
+                        "or greater)", q->layer->path);
+    if (lazy == !!(old & QCOW2_LAZY_REFCOUNTS))
+        return 0;
+    q->h.compatible ^= QCOW2_LAZY_REFCOUNTS;
+    r = img_qcow2_header_write(q, err);
+    if (r < 0)
+        q->h.compatible = old;
+    return r;
+}
+
+static int set_data_file(struct qcow2 *q, const char *const *s,
+                         struct img_error *err)
+{
+    const char *name = img_setting(s, "data_file");
+    bool is_raw = q->h.autoclear & QCOW2_DATA_FILE_RAW, raw = is_raw;
+    int r = img_setting_bool(s, "data_file_raw", &raw, err);
+
+    if (r < 0 || (!name && raw == is_raw))
+        return r;
+    if (name && !q->data)
+        return img_fail(err, EINVAL, "%s: data-file can only be set for "
+                        "images that use an external data file",
+                        q->layer->path);
+    if (raw && !is_raw)
+        return img_fail(err, EINVAL, "%s: data-file-raw cannot be set on "
+                        "existing images", q->layer->path);
+    if (!raw)
+        q->h.autoclear &= ~QCOW2_DATA_FILE_RAW;
+    if (name && *name)
+        r = img_qcow2_header_copy_text(&q->h.data_file, name, err);
+    return r == 0 ? img_qcow2_header_write(q, err) : r;
+}
+
+static int set_refcount_bits(struct qcow2 *q, uint64_t bits,
+                             const struct img_job *job,
+                             struct img_error *err)
+{
+    if (!img_is_pow2(bits) || bits > 64)
+        return img_fail(err, EINVAL, "Refcount width must be a power of two "
+                        "and may not exceed 64 bits");
+    if (bits == UINT64_C(1) << q->h.refcount_order)
+        return 0;
+    if (q->h.version < 3)
+        return img_fail(err, EINVAL, "%s: Different refcount widths than 16 "
+                        "bits require compatibility level 1.1 or above (use "
+                        "compat=1.1 or greater)", q->layer->path);
+    return img_qcow2_check_change_width(q, img_log2(bits), job, err);
+}
+
+int img_qcow2_amend(struct img_layer *layer, const char *const *s,
+                    const struct img_job *job, struct img_error *err)
+{
+    static const char *const compats[] = { "0.10", "v2", "1.1", "v3", NULL };
+    struct qcow2 *q = img_qcow2_of(layer);
+    unsigned compat = q->h.version < 3 ? 0 : 2;
+    bool lazy = q->h.compatible & QCOW2_LAZY_REFCOUNTS;
+    uint64_t bits = UINT64_C(1) << q->h.refcount_order;
+    int r = refuse_change(q, s, err);
+
+    if (r == 0)
+        r = img_setting_choice(s, "compat", compats, &compat, err);
+    if (r == 0)
+        r = img_setting_bool(s, "lazy_refcounts", &lazy, err);
+    if (r == 0)
+        r = img_setting_number(s, "refcount_bits", &bits, err);
+    if (r == 0)
+        r = img_qcow2_settle(q, err);
+    if (r == 0 && compat >= 2 && q->h.version < 3)
+        r = raise_version(q, err);
+    if (r == 0)
+        r = set_refcount_bits(q, bits, job, err);
+    if (r == 0 && (compat >= 2 || img_setting(s, "lazy_refcounts")))
+        r = set_lazy(q, lazy, err);
+    if (r == 0)
+        r = set_data_file(q, s, err);
+    if (r == 0 && compat < 2 && q->h.version >= 3)
+        r = lower_version(q, job, err);
+    return img_qcow2_result(q, r);
+}
