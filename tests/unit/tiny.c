@@ -57,7 +57,7 @@ static int tiny_open(struct img_layer *l, const struct img_open_options *opts,
 {
     struct tiny *t = calloc(1, sizeof *t);
     uint8_t head[HEADER], *table;
-    uint64_t length;
+    uint64_t length = 0;
     int r;
 
     l->state = t;
