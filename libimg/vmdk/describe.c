@@ -63,8 +63,7 @@ static bool add_data_base(struct vmdk_state *st, struct img_value *specific)
     return ok;
 }
 
-int img_vmdk_describe(struct img_layer *layer, struct img_info *info,
-                      struct img_error *err)
+static bool describe(struct img_layer *layer, struct img_info *info)
 {
     struct vmdk_state *st = layer->state;
     struct img_value *v = img_info_specific(info), *list;
@@ -84,7 +83,18 @@ int img_vmdk_describe(struct img_layer *layer, struct img_info *info,
     for (size_t i = 0; i < st->n_extents && list; i++)
         if (!add_extent(layer, &st->extents[i], list))
             list = NULL;
-    ok = list && add_text(st, v, "encoding", "encoding") &&
-         add_text(st, v, "uuid", "ddb.uuid") && add_data_base(st, v);
+    return list && add_text(st, v, "encoding", "encoding") &&
+           add_text(st, v, "uuid", "ddb.uuid") && add_data_base(st, v);
+}
+
+int img_vmdk_describe(struct img_layer *layer, struct img_info *info,
+                      struct img_error *err)
+{
+    struct vmdk_state *st = layer->state;
+    bool ok;
+
+    img_lock(&st->sync_lock);       /* a first write changes the text */
+    ok = describe(layer, info);
+    img_unlock(&st->sync_lock);
     return ok ? 0 : img_fail_nomem(err);
 }

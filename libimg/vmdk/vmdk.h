@@ -8,8 +8,8 @@
  *
  * Locks: vmdk_state.lock protects grain directories, the bytes of grain
  * tables and the allocators; no I/O is done while it is held, but for the
- * growing of a file.  sync_lock lets one write-back run at a time and is
- * taken first.
+ * growing of a file.  sync_lock protects the descriptor, lets one write-back
+ * run at a time and is taken first.
  */
 #ifndef IMG_VMDK_VMDK_H
 #define IMG_VMDK_VMDK_H

@@ -351,16 +351,23 @@ int img_vmdk_publish(struct img_layer *layer, const struct img_place *place,
 {
     struct vmdk_state *st = layer->state;
     struct vmdk_extent *x = img_vmdk_find(st, place->off);
+    uint64_t host = place->host - (place->off - place->fill_off), rel;
     struct vmdk_sparse *s = x->sparse;
-    uint64_t rel = place->fill_off - x->start;
-    uint32_t i = (uint32_t)(rel >> s->grain_bits) & (s->h.gt_entries - 1);
-    uint64_t host = place->host - (place->off - place->fill_off);
-    uint32_t n = (uint32_t)img_div_up(place->fill_len,
-                                      UINT64_C(1) << s->grain_bits);
     struct img_slice *slices[2];
+    uint32_t i, n;
     int r = 0;
 
-    if (place->packed) {
+    if (!place->fresh)
+        return 0;
+    rel = place->fill_off - x->start;
+    i = (uint32_t)(rel >> s->grain_bits) & (s->h.gt_entries - 1);
+    n = (uint32_t)img_div_up(place->fill_len, UINT64_C(1) << s->grain_bits);
+
+    /* Before the entries change: whoever publishes in vain gives the grains
+     * back. */
+    if (img_tcache_is_full(layer->tables))
+        r = img_vmdk_write_back(layer, err);
+    if (r == 0 && place->packed) {
         r = write_marker(s, rel, place, err);
         host = place->host - VMDK_GRAIN_MARKER;
         n = 1;
@@ -378,8 +385,7 @@ int img_vmdk_publish(struct img_layer *layer, const struct img_place *place,
                              VMDK_SECTOR));
     img_rw_unlock(&st->lock);
     img_vmdk_tables_put(layer, slices);
-    return img_tcache_is_full(layer->tables) ? img_vmdk_write_back(layer, err)
-                                             : 0;
+    return 0;
 }
 
 void img_vmdk_abandon(struct img_layer *layer, const struct img_place *place)
