@@ -151,10 +151,15 @@ static void drop_strangers(struct family *f)
         struct member *m = f->members[i];
         bool image = m->format && strcmp(m->format, "raw");
 
-        if (image || has_overlay(f, m))
-            f->members[kept++] = m;
-        else
+        m->stranger = !image && !has_overlay(f, m);
+    }
+    for (size_t i = 0; i < f->n; i++) {
+        struct member *m = f->members[i];
+
+        if (m->stranger)
             free_member(m);
+        else
+            f->members[kept++] = m;
     }
     f->n = kept;
 }

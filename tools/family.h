@@ -16,6 +16,7 @@ struct member {
     dev_t dev;
     ino_t ino;
     bool outside;               /* not below the folder, or not there */
+    bool stranger;              /* raw, and nothing rests on it */
 };
 
 struct family {
