@@ -140,14 +140,34 @@ static int write_zeros(struct img_copy *c, uint64_t off, uint64_t len,
     return r;
 }
 
+/* Zeros where there are none yet, also by what the file system knows. */
+static int add_zeros(struct img_copy *c, uint64_t off, uint64_t len,
+                     struct img_error *err)
+{
+    int r = 0;
+
+    while (len && r == 0) {
+        struct img_run run = { 0 };
+        unsigned depth;
+
+        r = img_chain_map(c->to->chain, c->to_layer, off, len, IMG_RUN_EXACT,
+                          &run, &depth, err);
+        if (r == 0 && run.kind != IMG_RUN_ABSENT && run.kind != IMG_RUN_ZERO)
+            r = img_io_zero(c->to, c->to_layer, off, run.len, IMG_MAY_UNMAP,
+                            err);
+        off += run.len;
+        len -= run.len;
+    }
+    return r;
+}
+
 static int place_zeros(struct img_copy *c, const struct img_piece *p,
                        struct img_error *err)
 {
     int r;
 
     if (!c->force_zero)
-        return img_io_zero(c->to, c->to_layer, p->off, p->len,
-                           IMG_MAY_UNMAP, err);
+        return add_zeros(c, p->off, p->len, err);
     r = img_io_unmap(c->to, c->to_layer, p->off, p->len, IMG_UNMAP_ZERO, err);
     return r == -ENOTSUP ? write_zeros(c, p->off, p->len, err) : r;
 }
