@@ -137,7 +137,7 @@ static int run(int argc, char **argv)
     if (!open_check(&args.how) ||
         !open_cache_flags(args.how.cache, "cache option", &unused))
         return 1;
-    disk = open_image(argv[0], &args.how, IMG_OPEN_WRITE);
+    disk = open_image(argv[0], &args.how, IMG_OPEN_WRITE | IMG_OPEN_UNMAP);
     if (!disk)
         return 1;
     code = commit(disk, argv[0], rate);

@@ -45,6 +45,7 @@ static void tell(const char *fmt, uint64_t at)
 static int compare(struct img_disk *a, struct img_disk *b)
 {
     bool same_size = img_size(a) == img_size(b);
+    uint64_t end = img_size(a) < img_size(b) ? img_size(a) : img_size(b);
     struct img_error err;
     uint64_t at = 0;
     int r;
@@ -53,8 +54,6 @@ static int compare(struct img_disk *a, struct img_disk *b)
         tell("Strict mode: Image size mismatch!\n", 0);
         return DIFFERENT;
     }
-    if (!same_size)
-        tell("Warning: Image size mismatch!\n", 0);
     r = img_compare(a, b, args.strict,
                     progress_begin(args.progress && !args.quiet), &at, &err);
     progress_end(r == 0);
@@ -62,6 +61,9 @@ static int compare(struct img_disk *a, struct img_disk *b)
         complain("%s", err.message);
         return READ_FAILED;
     }
+    at &= ~(uint64_t)511;       /* qemu-img names the sector */
+    if (!same_size && (r == 0 || at >= end))
+        tell("Warning: Image size mismatch!\n", 0);
     if (r == 0)
         tell("Images are identical.\n", 0);
     else if (r == 2)

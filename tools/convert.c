@@ -211,7 +211,8 @@ static int into_existing(struct img_disk *const *from, size_t n,
                          const struct img_convert_options *opts,
                          const struct img_job *job)
 {
-    struct img_disk *to = open_image(target, &args.to, IMG_OPEN_WRITE);
+    struct img_disk *to = open_image(target, &args.to, IMG_OPEN_WRITE |
+                                     (opts->no_sparse ? 0 : IMG_OPEN_UNMAP));
     struct img_error err;
     uint64_t total = 0;
     int r = -1;

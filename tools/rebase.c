@@ -75,7 +75,7 @@ static int run(int argc, char **argv)
         complain("Invalid format name: '%s'", args.backing_format);
         return 1;
     }
-    disk = open_image(argv[0], &args.how, IMG_OPEN_WRITE |
+    disk = open_image(argv[0], &args.how, IMG_OPEN_WRITE | IMG_OPEN_UNMAP |
                       (args.unsafe ? IMG_OPEN_NO_BACKING : 0));
     if (!disk)
         return 1;
