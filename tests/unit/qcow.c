@@ -1,0 +1,294 @@
+/* qcow version 1: bounds of the header, repair, resizing; and the names of
+ * formats that are not read. */
+#include "folder.h"
+#include "foreign.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+enum { K = 1024 };
+
+static void poke(const char *name, uint64_t at, const void *data, size_t len)
+{
+    int fd = open(in_folder(name), O_CREAT | O_WRONLY, 0600);
+
+    assert_int_equal(pwrite(fd, data, len, (off_t)at), len);
+    close(fd);
+}
+
+static void poke64(const char *name, uint64_t at, uint64_t value)
+{
+    uint8_t p[8];
+
+    img_put_be64(p, value);
+    poke(name, at, p, 8);
+}
+
+static void poke32(const char *name, uint64_t at, uint32_t value)
+{
+    uint8_t p[4];
+
+    img_put_be32(p, value);
+    poke(name, at, p, 4);
+}
+
+static uint64_t peek64(const char *name, uint64_t at)
+{
+    int fd = open(in_folder(name), O_RDONLY);
+    uint8_t p[8];
+
+    assert_int_equal(pread(fd, p, 8, (off_t)at), 8);
+    close(fd);
+    return img_get_be64(p);
+}
+
+static void new_image(uint64_t size)
+{
+    assert_ok(make("q", "qcow", size, NULL, NULL, 0, NULL), err);
+}
+
+static void refuse32(unsigned at, uint32_t value, int code, const char *words)
+{
+    new_image(4 * K * K);
+    poke32("q", at, value);
+    assert_int_equal(try_open("q", "qcow", 0), -code);
+    assert_says(words);
+    assert_says("/q: ");
+}
+
+static void refuse64(unsigned at, uint64_t value, int code, const char *words)
+{
+    new_image(4 * K * K);
+    poke64("q", at, value);
+    assert_int_equal(try_open("q", "qcow", 0), -code);
+    assert_says(words);
+}
+
+static void test_refused(void **state)
+{
+    refuse32(0, 0, EINVAL, "not a qcow image");
+    refuse32(4, 2, EINVAL, "qcow2");
+    refuse32(4, 9, ENOTSUP, "version 9");
+    refuse32(36, 1, ENOTSUP, "encrypted");
+    refuse32(36, 2, ENOTSUP, "encryption method 2");
+    refuse64(40, 8, IMG_ECORRUPT, "L1 table");
+    refuse64(40, UINT64_MAX, IMG_ECORRUPT, "L1 table");
+    refuse64(40, 4096, IMG_ECORRUPT, "L1 table");
+}
+
+/* CVE-2014-0222: L2 tables of any size were allocated. */
+static void test_cve_2014_0222(void **state)
+{
+    refuse32(32, 0x0c0e0000, IMG_ECORRUPT, "2^14 entries");
+    refuse32(32, 0x0cff0000, IMG_ECORRUPT, "2^255 entries");
+    refuse32(32, 0x0c050000, IMG_ECORRUPT, "2^5 entries");
+    refuse32(32, 0x00090000, IMG_ECORRUPT, "clusters of 2^0");
+    refuse32(32, 0x11090000, IMG_ECORRUPT, "clusters of 2^17");
+}
+
+/* CVE-2014-0223: the size of the L1 table overflowed. */
+static void test_cve_2014_0223(void **state)
+{
+    refuse64(24, UINT64_MAX, EFBIG, "18446744073709551615");
+    refuse64(24, UINT64_C(1) << 62, EFBIG, "4611686018427387904");
+    refuse64(24, UINT64_C(1) << 44, IMG_ECORRUPT, "L1 table");
+}
+
+static void test_backing_name(void **state)
+{
+    new_image(4 * K * K);
+    poke64("q", 8, 48);
+    poke32("q", 16, 1024);
+    assert_int_equal(try_open("q", "qcow", 0), -IMG_ECORRUPT);
+    assert_says("1024 bytes");
+    poke32("q", 16, 1000);
+    assert_int_equal(try_open("q", "qcow", 0), -IMG_ECORRUPT);
+    assert_says("beyond the end");
+    poke32("q", 16, 0);
+    assert_int_equal(try_open("q", "qcow", 0), 0);
+}
+
+static struct img_check_result check_it(unsigned repair)
+{
+    struct img_check_options o = IMG_CHECK_OPTIONS;
+    struct img_check_result result;
+    struct img_disk *d = open_as("q", "qcow", repair ? IMG_OPEN_WRITE |
+                                 IMG_OPEN_REPAIR : 0);
+
+    o.repair = repair;
+    memset(&result, 0, sizeof result);
+    assert_ok(img_check(d, &o, NULL, &result, &err), err);
+    assert_ok(img_close(d, &err), err);
+    return result;
+}
+
+static void fill(struct img_disk *d, uint8_t *flat, uint64_t size,
+                 uint64_t seed)
+{
+    uint8_t buf[16 * K];
+
+    for (int i = 0; i < 40; i++) {
+        uint64_t off = unit_random(&seed) % size;
+        uint64_t len = IMG_MIN(1 + unit_random(&seed) % sizeof buf,
+                               size - off);
+
+        memset(buf, (int)unit_random(&seed), len);
+        memcpy(flat + off, buf, len);
+        assert_ok(img_pwrite(d, buf, len, off, 0, &err), err);
+    }
+}
+
+static void assert_reads(const uint8_t *flat, uint64_t size)
+{
+    struct img_disk *d = open_as("q", "qcow", 0);
+    uint8_t *got = malloc(size);
+
+    assert_int_equal(img_size(d), size);
+    assert_ok(img_pread(d, got, size, 0, &err), err);
+    assert_memory_equal(got, flat, size);
+    free(got);
+    assert_ok(img_close(d, &err), err);
+}
+
+static void test_bad_entries(void **state)
+{
+    enum { SIZE = 64 * K };
+    uint8_t flat[SIZE] = { 0 };
+    uint64_t l1, l2, first;
+    struct img_disk *d;
+
+    new_image(SIZE);
+    for (unsigned i = 0; i < SIZE; i++)
+        flat[i] = (uint8_t)(i / 512 + 1);
+    d = open_as("q", "qcow", IMG_OPEN_WRITE);
+    assert_ok(img_pwrite(d, flat, SIZE, 0, 0, &err), err);
+    assert_ok(img_close(d, &err), err);
+    l1 = peek64("q", 40);
+    l2 = peek64("q", l1);
+    first = peek64("q", l2);
+    assert_int_equal(check_it(0).errors, 0);
+
+    poke64("q", l2 + 8, first);                     /* 1: twice */
+    memcpy(flat + 4 * K, flat, 4 * K);
+    poke64("q", l2 + 16, UINT64_C(1) << 50);        /* 2: nowhere */
+    poke64("q", l2 + 24, first + 100);              /* 3: unaligned */
+    poke64("q", l2 + 32, l2);                       /* 4: the table itself */
+    poke64("q", l2 + 40, UINT64_C(1) << 63 | first);    /* 5: of no bytes */
+    d = open_as("q", "qcow", 0);
+    for (uint64_t i = 2; i < 6; i++) {
+        uint8_t buf[K];
+        int r = img_pread(d, buf, K, i * 4 * K, &err);
+
+        assert_int_equal(r, i == 4 ? 0 : -IMG_ECORRUPT);
+    }
+    assert_ok(img_close(d, &err), err);
+    assert_int_equal(check_it(0).errors, 5);
+    /* 4 keeps what it shows, in a place of its own. */
+    assert_int_equal(check_it(IMG_REPAIR_ALL).errors_fixed, 5);
+    assert_int_equal(check_it(0).errors, 0);
+    memset(flat + 8 * K, 0, 8 * K);
+    memset(flat + 20 * K, 0, 4 * K);
+    d = open_as("q", "qcow", 0);
+    assert_ok(img_pread(d, flat + 16 * K, 4 * K, 16 * K, &err), err);
+    assert_ok(img_close(d, &err), err);
+    assert_reads(flat, SIZE);
+
+    /* A table that is the L1 table is not written to. */
+    poke64("q", l1, l1);
+    assert_int_equal(try_open("q", "qcow", IMG_OPEN_WRITE), -IMG_ECORRUPT);
+    assert_says("not safe to write");
+}
+
+static void test_resize(void **state)
+{
+    enum { BIG = 9 * K * K, SMALL = 3 * K * K - 512 };
+    uint8_t *flat = calloc(1, BIG);
+    struct img_disk *d;
+
+    new_image(SMALL);
+    d = open_as("q", "qcow", IMG_OPEN_WRITE);
+    fill(d, flat, SMALL, 1);
+    assert_ok(img_resize(d, BIG, false, IMG_PREALLOC_OFF, NULL, &err), err);
+    fill(d, flat, BIG, 2);
+    assert_ok(img_close(d, &err), err);
+    assert_reads(flat, BIG);
+    d = open_as("q", "qcow", IMG_OPEN_WRITE);
+    assert_ok(img_resize(d, SMALL, true, IMG_PREALLOC_OFF, NULL, &err), err);
+    assert_ok(img_close(d, &err), err);
+    assert_reads(flat, SMALL);
+    d = open_as("q", "qcow", IMG_OPEN_WRITE);
+    assert_ok(img_resize(d, BIG, false, IMG_PREALLOC_OFF, NULL, &err), err);
+    assert_ok(img_close(d, &err), err);
+    memset(flat + SMALL, 0, BIG - SMALL);
+    assert_reads(flat, BIG);
+    assert_int_equal(check_it(0).errors, 0);
+    free(flat);
+}
+
+/* ---- formats that are not read ------------------------------------------- */
+
+static void test_foreign(void **state)
+{
+    static const struct { size_t at, len; const char *bytes, *name; } f[] = {
+        { 0, 8, "vhdxfile", "VHDX" },
+        { 0, 8, "conectix", "VHD" },
+        { 0, 16, "WithoutFreeSpace", "Parallels" },
+        { 0, 16, "WithouFreSpacExt", "Parallels" },
+        { 0, 4, "QED", "QED" },
+        { 0, 6, "LUKS\xba\xbe", "LUKS" },
+        { 8192 - 512, 12, "koly\0\0\0\x04\0\0\x02\0", "DMG" },
+        { 8192 - 512, 8, "conectix", "VHD" },
+        { 8192 - 511, 8, "conectix", "VHD" },
+    };
+    const char *format;
+    uint8_t buf[8192];
+
+    for (size_t i = 0; i < IMG_COUNT(f); i++) {
+        memset(buf, 0, sizeof buf);
+        memcpy(buf + f[i].at, f[i].bytes, f[i].len);
+        poke("foreign", 0, buf, sizeof buf);
+        assert_int_equal(img_probe(in_folder("foreign"), &format, &err),
+                         -ENOTSUP);
+        assert_says(f[i].name);
+        assert_says("foreign");
+        assert_int_equal(try_open("foreign", NULL, IMG_OPEN_PROBE),
+                         -ENOTSUP);
+        /* Who says raw means it. */
+        assert_int_equal(try_open("foreign", "raw", 0), 0);
+    }
+    /* A differencing VHD says so. */
+    memset(buf, 0, sizeof buf);
+    memcpy(buf, "conectix", 8);
+    buf[63] = 4;
+    assert_non_null(strstr(img_foreign_name(buf, sizeof buf, NULL, 0),
+                           "differencing"));
+    /* Raw disks: empty, an ISO 9660 image, a signature further in. */
+    memset(buf, 0, sizeof buf);
+    assert_null(img_foreign_name(buf, sizeof buf, buf, 512));
+    assert_null(img_foreign_name(buf, 0, NULL, 0));
+    memcpy(buf + 4096, "vhdxfile", 8);
+    memcpy(buf + 4096 + 64, "\x7f\x10\xda\xbe", 4);
+    memcpy(buf + 5000, "koly", 4);
+    poke("foreign", 0, buf, sizeof buf);
+    assert_ok(img_probe(in_folder("foreign"), &format, &err), err);
+    assert_string_equal(format, "raw");
+    poke("iso", 32768, "\1CD001\1", 7);
+    poke("iso", 65536 + 511, "", 1);
+    assert_ok(img_probe(in_folder("iso"), &format, &err), err);
+    assert_string_equal(format, "raw");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_cve_2014_0222),
+        cmocka_unit_test(test_cve_2014_0223),
+        cmocka_unit_test(test_backing_name),
+        cmocka_unit_test(test_bad_entries),
+        cmocka_unit_test(test_resize),
+        cmocka_unit_test(test_foreign),
+    };
+
+    return cmocka_run_group_tests(tests, folder_set_up, folder_tear_down);
+}
