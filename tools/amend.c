@@ -76,7 +76,7 @@ static int amend(struct img_disk *disk, const struct settings *settings)
 
 static int run(int argc, char **argv)
 {
-    struct settings settings;
+    static struct settings settings;
     struct img_disk *disk;
     unsigned unused = 0;
     int code;

@@ -286,7 +286,7 @@ static int run(int argc, char **argv)
     struct img_create_options create = IMG_CREATE_OPTIONS;
     struct img_convert_options opts = IMG_CONVERT_OPTIONS;
     uint64_t threads = 0, rate = 0;
-    struct settings settings;
+    static struct settings settings;
     unsigned cache = 0, unused = 0;
 
     if (!settings_parse(&args.settings, SETTINGS_CREATE, &settings))

@@ -136,7 +136,7 @@ static int run(int argc, char **argv)
 {
     struct img_create_options opts = IMG_CREATE_OPTIONS;
     const struct img_format_info *info;
-    struct settings settings;
+    static struct settings settings;
     const char *path;
     char *prefix;
 

@@ -265,6 +265,7 @@ static int run(int argc, char **argv)
     if (io_close(&io, 0, NULL) < 0)
         r = 1;
     free(io.name);
+    free(io.cache);
     return r ? 1 : 0;
 }
 

@@ -15,7 +15,7 @@ struct io_aio;                  /* requests in flight */
 struct io {
     struct img_disk *disk;      /* NULL = none is open */
     struct open_how how;        /* how it was opened */
-    char *name;
+    char *name, *cache;         /* texts of ours; how.cache is this one */
     bool read_only, copy_on_read;
     bool probed_raw;            /* block 0 must not come to look like another
                                    format */
@@ -81,7 +81,7 @@ int io_sleep(struct io *io, int argc, char **argv);
 int io_open(struct io *io, int argc, char **argv);
 int io_close(struct io *io, int argc, char **argv);
 int io_reopen(struct io *io, int argc, char **argv);
-/* how and flags are filled in; takes a copy of name. */
+/* how and flags are filled in; takes copies of name and how.cache. */
 int io_open_named(struct io *io, const char *name, bool scratch);
 
 #endif

@@ -62,6 +62,11 @@ int io_open_named(struct io *io, const char *name, bool scratch)
         complain("file open already, try 'help close'");
         return -1;
     }
+    if (io->how.cache != io->cache) {
+        free(io->cache);
+        io->cache = io->how.cache ? need_memory(strdup(io->how.cache)) : NULL;
+        io->how.cache = io->cache;
+    }
     io->how.failing = "can't open device";
     io->disk = open_image(name, &io->how,
                           io->read_only || scratch ? 0 : IMG_OPEN_WRITE);
@@ -134,8 +139,6 @@ int io_open(struct io *io, int argc, char **argv)
                                            argv[optind])
                              : need_memory(strdup(list));
     }
-    /* The words of argv are gone when the next command is read. */
-    how.cache = how.cache ? need_memory(strdup(how.cache)) : NULL;
     io->how = how;
     io->read_only = read_only;
     io->copy_on_read = copy;
@@ -159,7 +162,7 @@ int io_reopen(struct io *io, int argc, char **argv)
         if (c == 'c') {
             if (!open_cache_flags(optarg, "cache option", &unused))
                 return -1;
-            how.cache = need_memory(strdup(optarg));
+            how.cache = optarg;
         } else if (c == '?') {
             io_usage(io_find("reopen"));
             return -1;

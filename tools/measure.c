@@ -78,7 +78,7 @@ static int run(int argc, char **argv)
     struct img_create_options opts = IMG_CREATE_OPTIONS;
     struct img_measure measure = { 0 };
     struct img_disk *disk = NULL;
-    struct settings settings;
+    static struct settings settings;
     struct img_error err;
     int r;
 

@@ -45,10 +45,12 @@ static int one(void *opaque, char *key, char *value)
         if (!strcmp(key, "size"))
             return set_size(s, text);
         if (!strcmp(key, "backing_file")) {
+            free(s->backing);
             s->backing = need_memory(strdup(text));
             return 0;
         }
         if (!strcmp(key, "backing_fmt")) {
+            free(s->backing_format);
             s->backing_format = need_memory(strdup(text));
             return 0;
         }
