@@ -117,7 +117,11 @@ int io_open(struct io *io, int argc, char **argv)
         else if (c == 't')
             how.cache = optarg;
         else if (c == 'd')
-            how.discard = optarg;
+            how.discard = !strcmp(optarg, "unmap") ? "unmap"
+                          : !strcmp(optarg, "on") ? "on"
+                          : !strcmp(optarg, "off") ? "off"
+                          : !strcmp(optarg, "ignore") ? "ignore"
+                          : "(neither ignore nor unmap)";
         else if (c == 'o')
             list = optarg;
         else if (c == '?') {

@@ -4,6 +4,7 @@
 #include "vimg.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static struct {
@@ -19,8 +20,8 @@ static const struct option_def options[] = {
     { OPTION_LIST, 'c', "create", "NAME", "make a snapshot", &args.actions },
     { OPTION_LIST, 'a', "apply", "SNAPSHOT",
       "make the disk what it was, by ID or name", &args.actions },
-    { OPTION_LIST, 'd', "delete", "SNAPSHOT",
-      "delete a snapshot, by ID or name", &args.actions },
+    { OPTION_LIST, 'd', "delete", "NAME",
+      "delete a snapshot, by name", &args.actions },
     { OPTION_FLAG, 'q', "quiet", NULL, "print nothing but errors",
       &args.quiet },
     OPEN_SHARE_ROW(&args.how),
@@ -44,19 +45,45 @@ static int list(struct img_disk *disk)
     return r < 0 ? 1 : 0;
 }
 
+/* qemu-img deletes by name only, also where that name is another snapshot's
+ * ID; img_snapshot_delete would take the ID.  NULL: the user was told. */
+static char *id_of(struct img_disk *disk, const char *name)
+{
+    struct img_info *info = NULL;
+    struct img_error err;
+    char *id = NULL;
+
+    if (img_info_get(disk, &info, &err) < 0) {
+        complain("%s", err.message);
+        return NULL;
+    }
+    for (size_t i = 0; !id && i < info->n_snapshots; i++)
+        if (!strcmp(info->snapshots[i].name, name))
+            id = need_memory(strdup(info->snapshots[i].id));
+    if (!id)
+        complain("Could not delete snapshot '%s': snapshot not found", name);
+    img_info_free(info);
+    return id;
+}
+
 static int act(struct img_disk *disk, const struct option_use *action)
 {
     struct img_error err;
+    char *id;
     int r;
 
     if (!strcmp(action->name, "list"))
         return list(disk);
-    if (!strcmp(action->name, "create"))
+    if (!strcmp(action->name, "create")) {
         r = img_snapshot_create(disk, action->text, &err);
-    else if (!strcmp(action->name, "apply"))
+    } else if (!strcmp(action->name, "apply")) {
         r = img_snapshot_apply(disk, action->text, &err);
-    else
-        r = img_snapshot_delete(disk, action->text, &err);
+    } else if ((id = id_of(disk, action->text))) {
+        r = img_snapshot_delete(disk, id, &err);
+        free(id);
+    } else {
+        return 1;
+    }
     if (r < 0)
         complain("Could not %s snapshot '%s': %s", action->name, action->text,
                  err.message);

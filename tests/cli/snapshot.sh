@@ -12,11 +12,14 @@ prepare qemu-io -c 'write -P 1 0 1M' -c 'write -P 0 5M 1M' c.qcow2
 both snapshot -c s1 a.qcow2
 both snapshot -c s2 a.qcow2
 both snapshot -l a.qcow2
-both snapshot a.qcow2
 prepare qemu-io -c 'write -P 9 0 1M' a.qcow2
 both snapshot -a s1 a.qcow2; images a.qcow2
 both snapshot -d s1 a.qcow2
 both snapshot -d 2 a.qcow2
+both snapshot -l a.qcow2
+both snapshot -c 3 a.qcow2
+both snapshot -c other a.qcow2
+both snapshot -d 3 a.qcow2
 both snapshot -l a.qcow2
 both snapshot -a missing a.qcow2
 both snapshot -d missing a.qcow2

@@ -19,6 +19,7 @@ normalise() {
     sed -E -e 's/^qemu-img: /vimg: /' -e '/^disk size: /d' \
         -e '/^Image end offset: /d' -e 's/^( +parent)? +cid: .*/cid/' \
         -e 's/[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9:]{8}/DATE/' \
+        -e 's/( [0-9:]+\.[0-9]{3}) +[0-9]*$/\1/' \
         -e 's/completed in [0-9.]+/completed in TIME/' \
         -e 's/[0-9:]+\.[0-9]+ sec \([^)]*\)/TIME/' "$1"
 }
