@@ -7,14 +7,22 @@
  * BATCH_NS.  So a small read of cached data costs a fraction of a system
  * call and no change of thread.
  *
- * Memory per client: the two buffers, and for the length of a long read that
- * must go out in one piece, that read (at most NBD_ENOUGH).
+ * A client that has several requests outstanding on a disk that turns out to
+ * be slow has its short reads done by the library's queue instead, so that
+ * the disk sees many at once; so are flushes always, for they take long
+ * wherever they mean something.  (Not under TLS, where a readable socket says
+ * nothing.)
+ *
+ * Memory per client: the two buffers; for the length of a long read that must
+ * go out in one piece, that read (at most NBD_ENOUGH); and what flight.c has.
  */
 #include <errno.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
+#include "flight.h"
 #include "request.h"
 #include "session.h"
 #include "tls.h"
@@ -24,6 +32,8 @@ enum {
     PIECE = 256 << 10,          /* long reads and writes are done in these */
     OUT_SIZE = PIECE + 4096,
     BATCH_NS = 100 * 1000,
+    SLOW_NS = 80 * 1000,        /* a short read that took so long waited */
+    DEEP = 256,                 /* reads by the queue after one that did */
     LOOK_FOR_HOLES = 64 << 10,  /* in reads at least this long */
     MAX_EXTENTS = 8192          /* in one reply to BLOCK_STATUS */
 };
@@ -39,6 +49,11 @@ struct session {
     size_t in_pos, in_len;      /* in[in_pos .. in_len) is not used up yet */
     size_t out_len;
     int64_t out_since;          /* when the first reply came in, ns */
+    int64_t last;               /* when the last request was done, ns */
+    struct nbd_flight *flight;  /* NULL = not needed yet */
+    unsigned deep;              /* so many short reads go there */
+    bool no_flight;             /* TLS, or no memory for it */
+    bool short_read;            /* the last request was one, done here */
 };
 
 /* ---- buffers ----------------------------------------------------------- */
@@ -80,6 +95,31 @@ static uint8_t *room(struct session *s, size_t n)
     return s->out + s->out_len;
 }
 
+static bool land(struct session *s, bool wait);
+static bool launch(struct session *s, const struct nbd_request *r);
+
+/* Until the client's next bytes are there, replies to what lands meanwhile
+ * go out. */
+static bool wait_for_bytes(struct session *s)
+{
+    for (;;) {
+        struct pollfd p[2] = {
+            { .fd = s->stream->fd, .events = POLLIN },
+            { .events = POLLIN }
+        };
+
+        if (!land(s, false) || !flush_out(s))
+            return false;
+        if (!s->flight || !nbd_flight_busy(s->flight))
+            return true;
+        p[1].fd = nbd_flight_fd(s->flight);
+        if (poll(p, 2, -1) < 0 && errno != EINTR)
+            return false;
+        if (p[0].revents)
+            return true;
+    }
+}
+
 /* Reads until at least n bytes (at most IN_SIZE) are there. */
 static bool need(struct session *s, size_t n)
 {
@@ -93,7 +133,7 @@ static bool need(struct session *s, size_t n)
             s->in_len -= s->in_pos;
             s->in_pos = 0;
         }
-        if (!flush_out(s))
+        if (!wait_for_bytes(s))
             return false;
         r = s->stream->recv(s->stream, s->in + s->in_len,
                             IN_SIZE - s->in_len);
@@ -201,6 +241,20 @@ static bool reply_result(struct session *s, const struct nbd_request *r,
 
 /* ---- READ -------------------------------------------------------------- */
 
+/* What comes before the data of a read that is answered in one piece. */
+static size_t put_data_head(const struct session *s, uint8_t *p,
+                            const struct nbd_request *r)
+{
+    size_t head;
+
+    if (s->mode == NBD_MODE_SIMPLE)
+        return put_simple(p, r, 0);
+    head = put_chunk(s, p, r, NBD_REPLY_DONE, NBD_REPLY_OFFSET_DATA,
+                     8 + r->len);
+    nbd_put64(p + head, r->off);
+    return head + 8;
+}
+
 /* Into the reply itself. */
 static bool read_small(struct session *s, const struct nbd_request *r)
 {
@@ -211,14 +265,7 @@ static bool read_small(struct session *s, const struct nbd_request *r)
 
     if (!p)
         return false;
-    if (s->mode == NBD_MODE_SIMPLE) {
-        head = put_simple(p, r, 0);
-    } else {
-        head = put_chunk(s, p, r, NBD_REPLY_DONE, NBD_REPLY_OFFSET_DATA,
-                         8 + r->len);
-        nbd_put64(p + head, r->off);
-        head += 8;
-    }
+    head = put_data_head(s, p, r);
     ret = nbd_export_read(s->export, p + head, r->len, r->off, &err);
     if (ret < 0)
         return reply_failed(s, r, -ret, &err);
@@ -243,17 +290,7 @@ static bool read_whole(struct session *s, const struct nbd_request *r)
     } else if (!(p = room(s, NBD_EXT_CHUNK_SIZE + 8))) {
         ok = false;
     } else {
-        size_t head;
-
-        if (s->mode == NBD_MODE_SIMPLE) {
-            head = put_simple(p, r, 0);
-        } else {
-            head = put_chunk(s, p, r, NBD_REPLY_DONE, NBD_REPLY_OFFSET_DATA,
-                             8 + r->len);
-            nbd_put64(p + head, r->off);
-            head += 8;
-        }
-        s->out_len += head;
+        s->out_len += put_data_head(s, p, r);
         ok = send_with(s, data, r->len);
     }
     free(data);
@@ -327,6 +364,13 @@ static bool do_read(struct session *s, const struct nbd_request *r)
 
     if (!r->len && s->mode != NBD_MODE_SIMPLE)
         return reply_done(s, r);
+    s->short_read = r->len && r->len <= NBD_FLIGHT_BYTES;
+    if (s->deep && s->short_read) {
+        s->deep--;
+        s->short_read = false;
+        if (launch(s, r))
+            return true;
+    }
     if (pieces && r->len >= LOOK_FOR_HOLES)
         return read_pieces(s, r);
     if (r->len <= PIECE)
@@ -370,6 +414,8 @@ static bool do_simple(struct session *s, const struct nbd_request *r)
     struct img_error err = { 0 };
     int ret;
 
+    if (r->type == NBD_CMD_FLUSH && launch(s, r))
+        return true;
     if (r->type == NBD_CMD_FLUSH)
         ret = img_flush(s->export->disk, &err);
     else if (r->type == NBD_CMD_TRIM)
@@ -528,6 +574,57 @@ static bool do_status(struct session *s, const struct nbd_request *r)
     return send_status(s, r, s->selected ? s->selected : none, r->len);
 }
 
+/* ---- requests under way ------------------------------------------------- */
+
+/* False: it must be done here. */
+static bool launch(struct session *s, const struct nbd_request *r)
+{
+    struct nbd_export *e = s->export;
+
+    if (s->no_flight)
+        return false;
+    if (!s->flight && !(s->flight = nbd_flight_new(e->disk))) {
+        s->no_flight = true;
+        return false;
+    }
+    return nbd_flight_launch(s->flight, r, e->base + r->off);
+}
+
+static bool reply_landed(struct session *s, const struct nbd_landed *l)
+{
+    const struct nbd_request *r = &l->request;
+    struct img_error err = { 0 };
+    uint8_t *p;
+    size_t head;
+
+    if (l->result < 0) {
+        snprintf(err.message, sizeof err.message, "%s", l->message);
+        return reply_failed(s, r, -l->result, &err);
+    }
+    if (r->type != NBD_CMD_READ)
+        return reply_done(s, r);
+    p = room(s, NBD_EXT_CHUNK_SIZE + 8 + r->len);
+    if (!p)
+        return false;
+    head = put_data_head(s, p, r);
+    memcpy(p + head, l->data, r->len);
+    s->out_len += head + r->len;
+    return true;
+}
+
+/* Replies to all that have landed; wait: to all that are under way. */
+static bool land(struct session *s, bool wait)
+{
+    struct nbd_landed l;
+    bool ok = true;
+
+    while (ok && s->flight && nbd_flight_land(s->flight, wait, &l)) {
+        ok = reply_landed(s, &l);
+        nbd_flight_let_go(s->flight, &l);
+    }
+    return ok;
+}
+
 /* ---- requests ---------------------------------------------------------- */
 
 static bool carry_out(struct session *s, const struct nbd_request *r)
@@ -572,13 +669,21 @@ static bool one_request(struct session *s)
 /* Replies do not wait behind a long row of requests. */
 static bool in_time(struct session *s, bool was_empty)
 {
+    int64_t now;
+
+    if (s->in_len - s->in_pos < NBD_REQUEST_SIZE) {
+        s->last = 0;
+        return true;            /* need() will send them */
+    }
     if (!s->out_len)
         return true;
-    if (s->in_len - s->in_pos < NBD_REQUEST_SIZE)
-        return true;            /* need() will send them */
+    now = now_ns();
+    if (s->short_read && s->last && now - s->last > SLOW_NS)
+        s->deep = DEEP;
+    s->last = now;
     if (was_empty)
-        s->out_since = now_ns();
-    else if (now_ns() - s->out_since > BATCH_NS)
+        s->out_since = now;
+    else if (now - s->out_since > BATCH_NS)
         return flush_out(s);
     return true;
 }
@@ -591,9 +696,12 @@ static void requests(struct session *s)
                                           memory_order_relaxed)) {
         bool was_empty = s->out_len == 0;
 
+        s->short_read = false;
         go_on = one_request(s) && in_time(s, was_empty);
     }
-    flush_out(s);
+    if (land(s, true))
+        flush_out(s);
+    nbd_flight_free(s->flight);
 }
 
 /* ---- handshake --------------------------------------------------------- */
@@ -647,9 +755,7 @@ static bool shake_hands(struct session *s, struct nbd_handshake *h,
 
 static bool buffers(struct session *s)
 {
-    s->in = malloc(IN_SIZE);
-    s->out = malloc(OUT_SIZE);
-    return s->in && s->out;
+    return (s->in = malloc(IN_SIZE)) && (s->out = malloc(OUT_SIZE));
 }
 
 bool nbd_session_run(struct nbd_service *service, struct nbd_stream *stream)
@@ -669,6 +775,7 @@ bool nbd_session_run(struct nbd_service *service, struct nbd_stream *stream)
         s.mode = h.mode;
         s.flags = nbd_handshake_flags(&h, h.chosen);
         s.selected = h.meta_export ? h.selected : NULL;
+        s.no_flight = stream->tls || stream->fd < 0;
         requests(&s);
     }
     free(s.in);

@@ -23,7 +23,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-enum { HELPERS = 4, DEPTH_MAX = 1 << 16, SHORT_READ = 64 << 10 };
+enum { HELPERS = 16, DEPTH_MAX = 1 << 16, SHORT_READ = 64 << 10 };
 
 struct slot {
     struct slot *next;

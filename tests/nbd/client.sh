@@ -2,7 +2,7 @@
 # vimg as a client of vimg-nbd, qemu-nbd and nbdkit.
 . ./tests/functions.sh
 . "$srcdir/tests/nbd/nbd.sh"
-need qemu-img qemu-io qemu-nbd nbdkit nbdinfo
+need qemu-img qemu-io qemu-nbd nbdkit nbdinfo nbdcopy
 vimg info nbd+unix:///?socket=/nonexistent 2>&1 | grep -q "without libnbd" &&
     skip "built without libnbd"
 
@@ -73,6 +73,13 @@ kit --filter=delay file "$tmp/disk.raw" rdelay=5ms
 vimg convert -f raw -O qcow2 "$kituri" "$tmp/c.qcow2"
 unkit
 same "slow server" qcow2 "$tmp/c.qcow2"
+# Served onward, with many short reads under way on it.
+kit --filter=delay file "$tmp/disk.raw" rdelay=1ms
+serve -r -e 0 -f raw "$kituri"
+nbdcopy --connections=1 --request-size=16384 "$uri" "$tmp/onward.raw"
+stop_server
+unkit
+same "served onward" raw "$tmp/onward.raw"
 kit --filter=nozero --filter=noextents --filter=noparallel memory 64M
 vimg convert -f raw -O raw "$tmp/disk.raw" "$kituri"
 vimg convert -f raw -O raw "$kituri" "$tmp/d.raw"
