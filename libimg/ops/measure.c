@@ -67,6 +67,22 @@ static uint64_t bitmap_bytes(const struct img_info *info, uint64_t size,
     return sum + img_round_up(directory, cluster);
 }
 
+static bool is_old(const char *compat)
+{
+    return compat && (!strcmp(compat, "0.10") || !strcmp(compat, "v2"));
+}
+
+/* Old versions of a format have none. */
+static bool has_room_for_bitmaps(const struct img_info *info)
+{
+    const struct img_value *v = info->specific;
+
+    for (size_t i = 0; v && i < v->n_items; i++)
+        if (v->items[i].name && !strcmp(v->items[i].name, "compat"))
+            return !is_old(v->items[i].text);
+    return true;
+}
+
 static int measure_bitmaps(struct img_disk *from,
                            const struct img_format *format,
                            const char *const *settings,
@@ -77,14 +93,15 @@ static int measure_bitmaps(struct img_disk *from,
     struct img_info *info;
     int r;
 
-    if (!l->format->bitmaps || !format->bitmaps)
+    if (!l->format->bitmaps || !format->bitmaps ||
+        is_old(img_setting(settings, "compat")))
         return 0;
     r = img_setting_size(settings, "cluster_size", &cluster, err);
     if (r < 0 || !img_is_pow2(cluster))
         return r;
     info = img_info_new();
     r = info ? l->format->describe(l, info, err) : img_fail_nomem(err);
-    if (r == 0) {
+    if (r == 0 && has_room_for_bitmaps(info)) {
         result->has_bitmaps = true;
         result->bitmaps = bitmap_bytes(info, l->size, cluster);
     }

@@ -126,12 +126,24 @@ done
 
 # measure
 qemu-img convert -f raw -O qcow2 f.raw m.qcow2
+qemu-img bitmap --add m.qcow2 one
+qemu-img bitmap --add -g 512 m.qcow2 another
+qemu-img create -q -f qcow2 -o compat=0.10 v2.qcow2 5M
 for f in raw qcow2; do
-    for i in raw:f.raw qcow2:top qcow2:m.qcow2; do
+    for i in raw:f.raw qcow2:top qcow2:m.qcow2 qcow2:v2.qcow2; do
         "$imgop" measure $i $f > ours
         qemu-img measure -f ${i%%:*} -O $f ${i#*:} > theirs
-        sed -i '/^bitmaps size: 0/d' ours theirs
         cmp ours theirs || die "measure $i for $f: $(cat ours) / $(cat theirs)"
     done
 done
+# convert --bitmaps
+qemu-img bitmap --disable m.qcow2 another
+qemu-io -c 'write -P 1 1M 70k' m.qcow2 >/dev/null
+"$imgop" convert -b qcow2:m.qcow2 qcow2:m2.qcow2
+qemu-img convert --bitmaps -O qcow2 m.qcow2 m3.qcow2
+clean m2.qcow2
+[ "$(qemu-img info m2.qcow2 | sed -n '/bitmaps/,/refcount/p')" = "$(qemu-img info m3.qcow2 | sed -n '/bitmaps/,/refcount/p')" ] || die "bitmaps"
+[ "$(qemu-img measure -O qcow2 m2.qcow2)" = "$(qemu-img measure -O qcow2 m3.qcow2)" ]
+! "$imgop" convert -b qcow2:m.qcow2 raw:m4 2>/dev/null || die "bitmaps in a raw image"
+[ ! -e m4 ]
 echo "chain: all good"
