@@ -129,7 +129,7 @@ qemu-img create -q -f qcow2 small 10M
 rm -f old old.raw small
 
 # Salvage: what cannot be read becomes zeros, the rest is there.
-dd if=a.raw of=text.raw bs=64K skip=126 count=16 status=none
+seq 1 200000 | head -c 1048576 >text.raw
 qemu-img convert -c -f raw -O qcow2 text.raw broken
 yes | tr 'y\n' '\377\377' | dd of=broken bs=1 seek=$((0x50000)) count=16 conv=notrunc iflag=fullblock status=none
 ! "$imgop" convert qcow2:broken raw:out 2>err || die "damage was not seen"
