@@ -174,7 +174,7 @@ static int part_to_image(const struct dd *dd, struct img_disk *from,
 }
 
 /* The new image appears when it is complete.  VMDK descriptors hold their own
- * name and devices cannot be replaced: those are written in place. */
+ * name, devices and servers cannot be replaced: those are written in place. */
 static int part(const struct dd *dd, struct img_disk *from,
                 struct img_error *err)
 {
@@ -184,7 +184,7 @@ static int part(const struct dd *dd, struct img_disk *from,
     char *beside;
     int r;
 
-    if (!strcmp(format, "vmdk") || (stat(path, &st) == 0 &&
+    if (!strcmp(format, "vmdk") || !strncmp(path, "nbd", 3) || (stat(path, &st) == 0 &&
                                     !S_ISREG(st.st_mode)))
         return part_to_image(dd, from, path, err);
     beside = format_text("%s.vimg-%ld", path, (long)getpid());

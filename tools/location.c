@@ -15,7 +15,8 @@
 
 enum what {
     DRIVER, FILE_DRIVER, PATH, READ_ONLY, SHARE, DIRECT, NO_FLUSH, LOCKING,
-    DISCARD, BACKING, BACKING_DRIVER, BACKING_PATH, OFFSET, SIZE, CACHE, IGNORE
+    DISCARD, BACKING, BACKING_DRIVER, BACKING_FILE_DRIVER, BACKING_PATH,
+    OFFSET, SIZE, CACHE, HOST, PORT, SOCKET, EXPORT, SERVER_TYPE, IGNORE
 };
 
 static const struct { const char *key; enum what what; } keys[] = {
@@ -33,9 +34,17 @@ static const struct { const char *key; enum what what; } keys[] = {
     { "node-name", IGNORE }, { "file.node-name", IGNORE },
     { "aio", IGNORE }, { "file.aio", IGNORE },
     { "backing", BACKING }, { "backing.driver", BACKING_DRIVER },
-    { "backing.file.driver", FILE_DRIVER },
+    { "backing.file.driver", BACKING_FILE_DRIVER },
     { "backing.file.filename", BACKING_PATH },
     { "offset", OFFSET }, { "size", SIZE },
+    { "host", HOST }, { "file.host", HOST },
+    { "server.host", HOST }, { "file.server.host", HOST },
+    { "port", PORT }, { "file.port", PORT },
+    { "server.port", PORT }, { "file.server.port", PORT },
+    { "path", SOCKET }, { "file.path", SOCKET },
+    { "server.path", SOCKET }, { "file.server.path", SOCKET },
+    { "export", EXPORT }, { "file.export", EXPORT },
+    { "server.type", SERVER_TYPE }, { "file.server.type", SERVER_TYPE },
     { "cache-size", CACHE }, { "l2-cache-size", CACHE },
     { "refcount-cache-size", IGNORE }, { "l2-cache-entry-size", IGNORE },
     { "cache-clean-interval", IGNORE }, { "lazy-refcounts", IGNORE },
@@ -77,9 +86,9 @@ static bool is_file_driver(const char *name)
 
 static bool set_driver(struct location *loc, const char *value, bool backing)
 {
-    if (is_file_driver(value)) {
+    if (is_file_driver(value) || (!backing && !strcmp(value, "nbd"))) {
+        loc->nbd |= !strcmp(value, "nbd");
         value = "raw";
-        loc->raw_protocol |= !backing;
     } else if (!img_format_by_name(value)) {
         complain("Unknown driver '%s'", value);
         return false;
@@ -138,6 +147,11 @@ static bool set_pair(struct location *loc, const char *key, const char *value)
     case DRIVER:
         return set_driver(loc, value, false);
     case FILE_DRIVER:
+        loc->nbd |= !strcmp(value, "nbd");
+        if (loc->nbd)
+            return true;
+        /* fall through */
+    case BACKING_FILE_DRIVER:
         if (is_file_driver(value))
             return true;
         complain("The option '%s' does not support the value '%s'", key,
@@ -171,10 +185,60 @@ static bool set_pair(struct location *loc, const char *key, const char *value)
         return size_argument(value, "size", &loc->opts.window_size);
     case CACHE:
         return size_argument(value, key, &loc->opts.cache_bytes);
+    case HOST:
+        loc->host = own(loc, strdup(value));
+        break;
+    case PORT:
+        loc->port = own(loc, strdup(value));
+        break;
+    case SOCKET:
+        loc->socket = own(loc, strdup(value));
+        break;
+    case EXPORT:
+        loc->export_name = own(loc, strdup(value));
+        break;
+    case SERVER_TYPE:
+        if (!strcmp(value, "inet") || !strcmp(value, "unix"))
+            break;
+        complain("Parameter '%s' does not accept value '%s'", key, value);
+        return false;
     case IGNORE:
         break;
     }
     return true;
+}
+
+static char *percent(const char *text)
+{
+    static const char plain[] = "abcdefghijklmnopqrstuvwxyz"
+                                "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~/";
+    char *made = need_memory(malloc(3 * strlen(text) + 1)), *out = made;
+
+    for (; *text; text++)
+        out += sprintf(out, strchr(plain, *text) ? "%c" : "%%%02X",
+                       (unsigned char)*text);
+    *out = 0;
+    return made;
+}
+
+/* The URI of the server that the keys describe. */
+static bool make_uri(struct location *loc)
+{
+    char *name = percent(loc->export_name ? loc->export_name : "");
+    char *socket = percent(loc->socket ? loc->socket : "");
+
+    if (loc->socket)
+        loc->path = own(loc, format_text("nbd+unix:///%s?socket=%s", name,
+                                         socket));
+    else if (loc->host)
+        loc->path = own(loc, format_text("nbd://%s:%s/%s", loc->host,
+                                         loc->port ? loc->port : "10809",
+                                         name));
+    else
+        complain("one of path and host must be specified");
+    free(name);
+    free(socket);
+    return loc->path;
 }
 
 static int list_part(void *opaque, char *key, char *value)
@@ -270,6 +334,13 @@ bool location_parse(const char *name, bool image_opts, struct location *loc)
     } else {
         loc->path = strncmp(name, "file:", 5) ? name : name + 5;
         return true;
+    }
+    if (loc->nbd)
+        return make_uri(loc);
+    if (loc->host || loc->port || loc->socket || loc->export_name) {
+        complain("Could not open '%s': host, port, path and export are of "
+                 "driver=nbd", name);
+        return false;
     }
     if (!loc->path)
         complain("Could not open '%s': no file name is given "

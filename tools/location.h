@@ -12,7 +12,8 @@ struct location {
     bool read_only;
     char **owned;                   /* texts that opts points to */
     size_t n_owned;
-    bool raw_protocol;              /* driver=file: raw, unless said */
+    bool nbd;                       /* driver=nbd: a server, not a file */
+    const char *host, *port, *socket, *export_name;     /* of that */
 };
 
 /* name as on the command line; image_opts: it is an option list.  false: the
