@@ -87,6 +87,19 @@ qemu-io -f qcow2 -c 'read -P 0x55 20M 1M' "$tmp/new.qcow2" |
 qemu-img check -q -f qcow2 "$tmp/new.qcow2" || [ $? = 3 ] ||
     die "damage after kill -9"
 
+# fio's client, which verifies what it wrote.
+if fio --enghelp=nbd >/dev/null 2>&1; then
+    qemu-img create -q -f qcow2 "$tmp/fio.qcow2" 32M
+    serve -e 0 -f qcow2 --cache=unsafe "$tmp/fio.qcow2"
+    (cd "$tmp" && fio --name=v --ioengine=nbd \
+        --uri="nbd+unix:///?socket=$sock" --rw=randwrite --bs=4k-64k \
+        --bs_unaligned=1 --blockalign=512 --size=16M --io_size=16M \
+        --iodepth=16 --verify=crc32c --verify_fatal=1 --do_verify=1) \
+        >"$tmp/fio.log" 2>&1 || { cat "$tmp/fio.log"; die "fio"; }
+    stop_server
+    qemu-img check -q "$tmp/fio.qcow2" || die "check after fio"
+fi
+
 # -s: writes go to a scratch file; -o; -x; read-only refusals.
 before=$(md5sum <"$tmp/top.qcow2")
 serve -s -x name -o 1M -f qcow2 "$tmp/top.qcow2"
