@@ -96,8 +96,10 @@ enum {
     IMG_OPEN_REPAIR = 128,      /* for img_check: open what is too damaged
                                    to be read or written otherwise */
     IMG_OPEN_WRITETHROUGH = 256,/* every write is durable on return */
-    IMG_OPEN_UNMAP = 512        /* discards give space back to the file
+    IMG_OPEN_UNMAP = 512,       /* discards give space back to the file
                                    system (-d unmap) */
+    IMG_OPEN_FREE_NAMES = 1024  /* VMDK extents may lie outside the image's
+                                   folder; for images that are trusted */
 };
 
 struct img_open_options {

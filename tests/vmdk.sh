@@ -196,13 +196,13 @@ open('k.vmdk', 'wb').write(t)
 P
 cp k.vmdk k.before
 quiet vimg amend -f vmdk -o adapter_type=lsilogic,ddb=comment=hello k.vmdk
-grep -v -e adapterType -e comment k.vmdk | cmp - <(grep -v adapterType k.before) ||
+grep -a -v -e adapterType -e comment k.vmdk | cmp - <(grep -a -v adapterType k.before) ||
 	die "amend changed more than it should"
-grep -q 'ddb.comment = "hello"' k.vmdk || die "ddb entry"
+grep -aq 'ddb.comment = "hello"' k.vmdk || die "ddb entry"
 quiet vimg convert -n -f raw -O vmdk io.raw k.vmdk
-grep -v -e adapterType -e comment -e ^CID k.vmdk |
-	cmp - <(grep -v -e adapterType -e ^CID k.before) || die "a write changed the descriptor"
-cmp -s <(grep ^CID k.vmdk) <(grep ^CID k.before) && die "the content ID did not change"
+grep -a -v -e adapterType -e comment -e ^CID k.vmdk |
+	cmp - <(grep -a -v -e adapterType -e ^CID k.before) || die "a write changed the descriptor"
+cmp -s <(grep -a ^CID k.vmdk) <(grep -a ^CID k.before) && die "the content ID did not change"
 
 # CVE-2022-47951: a descriptor that names a file outside its folder.
 echo secret >secret
@@ -212,6 +212,10 @@ for n in "$tmp/secret" ../secret; do
 	fails vimg convert -f vmdk -O raw in/evil.vmdk out.raw
 	grep -q 'not in the folder' log || die "name is not refused"
 	[ ! -e out.raw ] || die "something was written"
+	truncate -s 512 secret
+	quiet vimg convert -O raw --image-opts driver=vmdk,file.filename=in/evil.vmdk,free-names=on out.raw
+	cmp secret out.raw || die "free-names"
+	rm out.raw
 done
 
 # Defaults for a product, and their check.

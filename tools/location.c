@@ -16,7 +16,8 @@
 enum what {
     DRIVER, FILE_DRIVER, PATH, READ_ONLY, SHARE, DIRECT, NO_FLUSH, LOCKING,
     DISCARD, BACKING, BACKING_DRIVER, BACKING_FILE_DRIVER, BACKING_PATH,
-    OFFSET, SIZE, CACHE, HOST, PORT, SOCKET, EXPORT, SERVER_TYPE, IGNORE
+    OFFSET, SIZE, CACHE, HOST, PORT, SOCKET, EXPORT, SERVER_TYPE,
+    FREE_NAMES, IGNORE
 };
 
 static const struct { const char *key; enum what what; } keys[] = {
@@ -46,6 +47,7 @@ static const struct { const char *key; enum what what; } keys[] = {
     { "export", EXPORT }, { "file.export", EXPORT },
     { "server.type", SERVER_TYPE }, { "file.server.type", SERVER_TYPE },
     { "cache-size", CACHE }, { "l2-cache-size", CACHE },
+    { "free-names", FREE_NAMES },
     { "refcount-cache-size", IGNORE }, { "l2-cache-entry-size", IGNORE },
     { "cache-clean-interval", IGNORE }, { "lazy-refcounts", IGNORE },
     { "pass-discard-request", IGNORE }, { "pass-discard-snapshot", IGNORE },
@@ -185,6 +187,8 @@ static bool set_pair(struct location *loc, const char *key, const char *value)
         return size_argument(value, "size", &loc->opts.window_size);
     case CACHE:
         return size_argument(value, key, &loc->opts.cache_bytes);
+    case FREE_NAMES:
+        return set_flag(loc, key, value, IMG_OPEN_FREE_NAMES);
     case HOST:
         loc->host = own(loc, strdup(value));
         break;

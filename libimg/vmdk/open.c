@@ -88,7 +88,8 @@ static int open_named(struct img_layer *layer,
 
     if (!st->free_names && !name_stays(e->name))
         return img_fail(err, EACCES, "%s: extent \"%s\" is not in the folder "
-                        "of the descriptor", layer->path, e->name);
+                        "of the descriptor (free-names=on allows that)",
+                        layer->path, e->name);
     r = layer->open_file(layer, e->name,
                          layer->writable && e->access == VMDK_RW, &file, err);
     if (r)
@@ -383,7 +384,8 @@ int img_vmdk_open(struct img_layer *layer,
     img_mutex_init(&st->sync_lock);
     layer->state = st;
     layer->size = 0;
-    st->free_names = opts->resolve && !(opts->flags & IMG_OPEN_NEW);
+    st->free_names = (opts->flags & IMG_OPEN_FREE_NAMES) ||
+                     (opts->resolve && !(opts->flags & IMG_OPEN_NEW));
     st->touched = opts->flags & IMG_OPEN_NEW;
     st->given_below = opts->backing && *opts->backing;
     r = img_file_size(layer->files[0], &len, err);

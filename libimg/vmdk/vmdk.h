@@ -175,7 +175,8 @@ struct vmdk_state {
     uint64_t directory_bytes;
     uint32_t cid, parent_cid;
     bool given_below;               /* the opener put a layer below it */
-    bool free_names;                /* the opener resolves names himself */
+    bool free_names;                /* the opener resolves names himself, or
+                                       trusts them */
     bool touched;                   /* under sync_lock */
 };
 
