@@ -23,7 +23,10 @@ bool img_layer_is_broken(const struct img_layer *layer)
 static int ask(struct img_layer *l, uint64_t off, uint64_t len,
                unsigned flags, struct img_run *run, struct img_error *err)
 {
-    int r = l->format->map(l, off, len, flags, run, err);
+    int r;
+
+    *run = (struct img_run){ .off = off };  /* what a format leaves out is 0 */
+    r = l->format->map(l, off, len, flags, run, err);
 
     if (r == -IMG_ECORRUPT && l->writable)
         img_layer_break(l);
