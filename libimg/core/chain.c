@@ -131,6 +131,7 @@ int img_chain_probe(struct img_file *file, const struct img_format **format,
     uint8_t tail[512];
     uint64_t size;
     size_t len;
+    const struct img_format *other = NULL;
     int best = -1, r;
 
     r = img_file_size(file, &size, err);
@@ -148,11 +149,18 @@ int img_chain_probe(struct img_file *file, const struct img_format **format,
     for (size_t i = 0; img_formats[i]; i++) {
         int score = img_formats[i]->probe(head, len, file->path);
 
+        if (score > RAW_SCORE && score == best)
+            other = img_formats[i];
         if (score > best) {
             best = score;
             *format = img_formats[i];
+            other = NULL;
         }
     }
+    if (other)
+        return img_fail(err, EINVAL, "%s: looks like %s and like %s; its "
+                        "format has to be given", file->path,
+                        (*format)->info.name, other->info.name);
     foreign = img_foreign_name(head, len, tail,
                                size >= sizeof tail ? sizeof tail : 0);
     if (best <= RAW_SCORE && foreign)

@@ -197,17 +197,26 @@ static int qcow_open(struct img_layer *layer,
     return layer->writable && !layer->repair ? check_apart(layer, q, err) : 0;
 }
 
+/* Cuts what the file has grown by beyond the last cluster. */
+static int qcow_finish(struct img_layer *layer, struct img_error *err)
+{
+    struct img_qcow *q = layer->state;
+    int r = img_qcow_sync(layer, err);
+
+    if (r < 0 || layer->broken || !q->grown || q->file_len <= q->end)
+        return r;
+    r = img_file_truncate(layer->files[0], q->end, err);
+    if (r == 0)
+        __atomic_store_n(&q->file_len, q->end, __ATOMIC_RELEASE);
+    return r;
+}
+
 static void qcow_close(struct img_layer *layer)
 {
     struct img_qcow *q = layer->state;
-    struct img_error err;
 
     if (!q)
         return;
-    if (q->grown && q->file_len > q->end && !layer->broken &&
-        img_file_truncate(layer->files[0], q->end, &err) < 0 && layer->warn)
-        layer->warn(layer, "%s: it is longer than it needs to be: %s",
-                    layer->path, err.message);
     img_mutex_destroy(&q->sync_lock);
     img_rwlock_destroy(&q->lock);
     free(q->free.at);
@@ -242,6 +251,7 @@ const struct img_format img_format_qcow = {
     },
     .probe = qcow_probe,
     .open = qcow_open,
+    .finish = qcow_finish,
     .close = qcow_close,
     .create = img_qcow_create,
     .codec = qcow_codec,

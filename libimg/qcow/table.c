@@ -74,7 +74,8 @@ static int check_plain(struct img_layer *layer, uint64_t off, uint64_t len,
     uint64_t skip = off & (q->cluster_size - 1);
     const char *what = "goes beyond the end of the file";
 
-    if (host < QCOW_HEADER_LEN || host % 512)
+    if (host < QCOW_HEADER_LEN || host % 512 ||
+        (host < q->l1_off + q->l1_n * 8 && host + skip + len > q->l1_off))
         what = "is no place for one";
     else if (img_qcow_in_file(layer, host + skip, len))
         return 0;

@@ -78,21 +78,26 @@ static int vdi_open(struct img_layer *layer,
     return r;
 }
 
+/* Leaves the blocks without a hole, for whoever appends next. */
+static int vdi_finish(struct img_layer *layer, struct img_error *err)
+{
+    struct img_vdi *v = layer->state;
+    uint64_t end = v->data_off + v->next * v->stride;
+
+    if (layer->broken)
+        return 0;
+    if (!layer->repair && (v->free.n || v->freed.n ||
+                           (v->grown && v->file_len > end)))
+        return img_vdi_pack(layer, NULL, err);
+    return img_vdi_sync(layer, err);
+}
+
 static void vdi_close(struct img_layer *layer)
 {
     struct img_vdi *v = layer->state;
-    struct img_error err;
-    uint64_t end;
 
     if (!v)
         return;
-    end = v->data_off + v->next * v->stride;
-    if (layer->writable && !layer->broken && !layer->repair && v->map &&
-        (v->free.n || v->freed.n ||
-         (v->grown && v->file_len > end)) &&
-        img_vdi_pack(layer, NULL, &err) < 0 && layer->warn)
-        layer->warn(layer, "%s: unused blocks remain in the image: %s",
-                    layer->path, err.message);
     img_mutex_destroy(&v->lock);
     img_mutex_destroy(&v->sync_lock);
     free(v->free.at);
@@ -175,6 +180,7 @@ const struct img_format img_format_vdi = {
     },
     .probe = vdi_probe,
     .open = vdi_open,
+    .finish = vdi_finish,
     .close = vdi_close,
     .check_base = img_vdi_check_base,
     .create = img_vdi_create,

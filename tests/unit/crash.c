@@ -116,6 +116,8 @@ static void layer_open(struct img_layer *l, const struct img_format *format,
 
 static void layer_close(struct img_layer *l)
 {
+    if (l->writable && l->format->finish)
+        assert_ok(l->format->finish(l, &err), err);
     l->format->close(l);
     img_tcache_free(l->tables);
     free(l->backing);

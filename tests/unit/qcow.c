@@ -272,6 +272,18 @@ static void test_foreign(void **state)
     poke("foreign", 0, buf, sizeof buf);
     assert_ok(img_probe(in_folder("foreign"), &format, &err), err);
     assert_string_equal(format, "raw");
+    /* Two formats at once. */
+    new_image(4 * K * K);
+    poke("q", 64, "\x7f\x10\xda\xbe", 4);
+    assert_ok(img_probe(in_folder("q"), &format, &err), err);
+    assert_string_equal(format, "qcow");    /* VDI is less sure of it */
+    memset(buf, 0, sizeof buf);
+    memcpy(buf, "<<< ", 4);
+    memcpy(buf + 64, "\x7f\x10\xda\xbe\1\0\1\0", 8);
+    memcpy(buf + 512, "# Disk DescriptorFile\n", 22);
+    poke("two", 0, buf, sizeof buf);
+    assert_ok(img_probe(in_folder("two"), &format, &err), err);
+    assert_string_equal(format, "vdi");
     poke("iso", 32768, "\1CD001\1", 7);
     poke("iso", 65536 + 511, "", 1);
     assert_ok(img_probe(in_folder("iso"), &format, &err), err);
