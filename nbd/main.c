@@ -34,8 +34,11 @@ static int complain(const struct img_error *err)
  * *ready is where to say so. */
 static int background(int *ready, struct img_error *err)
 {
+    const char *activated = getenv("LISTEN_PID");
+    bool ours = activated &&
+        strtol(activated, NULL, 10) == (long)getpid();
     int p[2], status;
-    char byte;
+    char byte, text[24];
     pid_t pid;
 
     if (pipe2(p, O_CLOEXEC) < 0 || (pid = fork()) < 0) {
@@ -45,6 +48,10 @@ static int background(int *ready, struct img_error *err)
     if (pid == 0) {
         close(p[0]);
         setsid();
+        /* Sockets that systemd passed to us are for the child. */
+        snprintf(text, sizeof text, "%ld", (long)getpid());
+        if (ours)
+            setenv("LISTEN_PID", text, 1);
         *ready = p[1];
         return -1;
     }

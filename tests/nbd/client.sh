@@ -51,6 +51,7 @@ vimg convert -n -f qcow2 -O raw "$tmp/a.qcow2" \
 vimg compare -f raw -F raw "nbd+unix:///e?socket=$tmp/q.sock" \
     "$tmp/disk.raw" >/dev/null || die "compare"
 kill "$(cat "$tmp/q.pid")"
+while kill -0 "$(cat "$tmp/q.pid")" 2>/dev/null; do sleep 0.05; done
 same "to qemu-nbd" raw "$tmp/served.raw"
 
 # A qcow2 inside the server's disk, as on a block device.

@@ -12,9 +12,9 @@ serve() { # OPTIONS FILE; returns once it listens
         die "vimg-nbd $* did not start"
 }
 
-stop_server() {
+stop_server() { # [SIGNAL]; returns once it is gone
     pid=$(cat "$pidfile")
-    kill "$pid"
+    kill "-${1:-TERM}" "$pid"
     n=0
     while kill -0 "$pid" 2>/dev/null; do
         n=$((n + 1))

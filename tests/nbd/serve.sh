@@ -27,9 +27,6 @@ qemu-img convert -f qcow2 -O raw "$tmp/top.qcow2" "$tmp/top.raw"
 
 bm='-B bm'
 contexts='base:allocation qemu:allocation-depth qemu:dirty-bitmap:bm'
-vimg info "$tmp/top.qcow2" | grep -q bitmaps || {
-    bm= contexts='base:allocation qemu:allocation-depth'
-}
 
 # What nbdinfo, qemu-img and we ourselves say of it is what they say of
 # qemu-nbd.
@@ -54,7 +51,11 @@ qemu-nbd -r -A $bm -D 'a test' -e 9 -t -f qcow2 -k "$tmp/q.sock" --fork \
     --pid-file "$tmp/q.pid" "$tmp/top.qcow2"
 describe "$tmp/q.sock" "$tmp/theirs"
 qemu-nbd -L -k "$tmp/q.sock" >"$tmp/theirs.L"
-kill "$(cat "$tmp/q.pid")"
+stop_qemu_nbd() {
+    kill "$(cat "$tmp/q.pid")"
+    while kill -0 "$(cat "$tmp/q.pid")" 2>/dev/null; do sleep 0.05; done
+}
+stop_qemu_nbd
 for f in "$tmp"/theirs.*; do
     mine="$tmp/ours.${f#*theirs.}"
     diff "$f" "$mine" || die "not as with qemu-nbd: ${f#*theirs.}"
@@ -81,7 +82,7 @@ qemu-img compare -f qcow2 -F raw "$tmp/new.qcow2" "$tmp/copy3.raw" \
 # What was flushed survives a server that is killed.
 serve -e 0 -f qcow2 "$tmp/new.qcow2"
 qemu-io -f raw -c 'write -P 0x55 20M 1M' -c flush "$uri" >/dev/null
-kill -9 "$(cat "$pidfile")"
+stop_server KILL
 qemu-io -f qcow2 -c 'read -P 0x55 20M 1M' "$tmp/new.qcow2" |
     grep -q "^read 1048576" || die "flushed data is lost"
 qemu-img check -q -f qcow2 "$tmp/new.qcow2" || [ $? = 3 ] ||
@@ -137,6 +138,10 @@ qemu-io -r -f raw -c 'read -P 0x66 20M 1M' "nbd+unix:///now?socket=$sock" |
 nbdcopy "nbd+unix:///p2?socket=$sock" - | head -c 5 | grep -q hello ||
     die "partition"
 stop_server
+
+# Sockets passed by whoever starts the server.
+[ "$(nbdinfo --size -- [ vimg-nbd -f raw "$tmp/disk.raw" ])" = 8388608 ] ||
+    die "socket activation"
 
 # Without -t the server ends with its last client.
 vimg-nbd -f raw -k "$sock" --fork --pid-file "$pidfile" "$tmp/disk.raw"
