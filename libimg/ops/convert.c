@@ -208,6 +208,9 @@ static int prepare_disk(struct img_convert *cv, struct img_disk *to,
         return r;
     if (!layer->writable || !layer->format->reserve)
         return img_fail(err, EROFS, "%s: cannot be written", layer->path);
+    if (cv->opts.bitmaps && !layer->format->bitmaps)
+        return img_fail(err, ENOTSUP, "%s: format %s has no bitmaps",
+                        layer->path, layer->format->info.name);
     c->to = &to->io;
     c->outlet = &img_outlet_disk;
     c->ordered = !identity;
