@@ -109,7 +109,8 @@ static int run(int argc, char **argv)
                  "power of 2 and at least 512", argv[1]);
         return 1;
     }
-    disk = open_image(argv[0], &args.how, IMG_OPEN_WRITE);
+    disk = open_image(argv[0], &args.how,
+                      IMG_OPEN_WRITE | IMG_OPEN_NO_BACKING);
     if (!disk)
         return 1;
     if (args.source_file &&

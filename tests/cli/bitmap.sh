@@ -27,4 +27,7 @@ for args in '--add a.qcow2' 'a.qcow2 b0' '--merge b9 a.qcow2 b1' \
     '--add --image-opts -f qcow2 a.qcow2 b1'; do
     both bitmap $args
 done
+prepare qemu-img create -q -f qcow2 -u -b gone.qcow2 -F qcow2 top.qcow2 1M
+both bitmap --add top.qcow2 b0
+
 finish
