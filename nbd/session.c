@@ -52,6 +52,7 @@ struct session {
     int64_t last;               /* when the last request was done, ns */
     struct nbd_flight *flight;  /* NULL = not needed yet */
     unsigned deep;              /* so many short reads go there */
+    unsigned slow;              /* so many in a row were slow here */
     bool no_flight;             /* TLS, or no memory for it */
     bool short_read;            /* the last request was one, done here */
 };
@@ -678,8 +679,12 @@ static bool in_time(struct session *s, bool was_empty)
     if (!s->out_len)
         return true;
     now = now_ns();
-    if (s->short_read && s->last && now - s->last > SLOW_NS)
+    if (s->short_read && s->last)
+        s->slow = now - s->last > SLOW_NS ? s->slow + 1 : 0;
+    if (s->slow == 2) {         /* one may just have lost the processor */
+        s->slow = 0;
         s->deep = DEEP;
+    }
     s->last = now;
     if (was_empty)
         s->out_since = now;
