@@ -78,10 +78,14 @@ static void cve_2017_15119(void)
     uint8_t h[NBD_OPTION_SIZE];
     int fd = raw_greet(path);
 
-    for (unsigned i = 0; i < 200; i++)
-        raw_option(fd, 0x12345678 + i, big, 1000);
-    for (unsigned i = 0; i < 200; i++)
-        expect(fd, NBD_REP_ERR_UNSUP, "unknown option");
+    /* In batches: who never reads fills the socket both ways, and is sent
+     * away when the handshake's time is up. */
+    for (unsigned n = 0; n < 10; n++) {
+        for (unsigned i = 0; i < 20; i++)
+            raw_option(fd, 0x12345678 + i, big, 1000);
+        for (unsigned i = 0; i < 20; i++)
+            expect(fd, NBD_REP_ERR_UNSUP, "unknown option");
+    }
     raw_option(fd, NBD_OPT_LIST, big, sizeof big);
     expect(fd, NBD_REP_ERR_TOO_BIG, "1 MiB option");
     raw_option(fd, NBD_OPT_LIST, "", 0);
