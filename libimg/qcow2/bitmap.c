@@ -262,10 +262,10 @@ int img_qcow2_bitmap_visit(struct qcow2 *q, const struct qcow2_bitmap *b,
     if (!b->table_off)
         return 0;
     r = img_qcow2_read_table(q, b->table_off, b->table_size, &table, err);
-    if (r == 0 && b->table_size)
-        r = visit(opaque, b->table_off, (uint64_t)b->table_size * 8);
     if (r < 0)
         return r;
+    if (b->table_size)
+        r = visit(opaque, b->table_off, (uint64_t)b->table_size * 8);
     for (uint32_t i = 0; i < b->table_size && r == 0; i++)
         if (table[i] & QCOW2_OFFSET_MASK)
             r = visit(opaque, table[i] & QCOW2_OFFSET_MASK, q->cluster_size);

@@ -28,7 +28,7 @@ static int load_cluster(struct qcow2 *q, struct qcow2_bitmap *b,
 int img_qcow2_bitmap_load_bits(struct qcow2 *q, struct qcow2_bitmap *b,
                                struct img_error *err)
 {
-    uint64_t bytes = img_div_up(b->n_bits, 8), *table;
+    uint64_t bytes = img_div_up(b->n_bits, 8), *table = NULL;
     int r;
 
     if (b->bits)
@@ -47,13 +47,12 @@ int img_qcow2_bitmap_load_bits(struct qcow2 *q, struct qcow2_bitmap *b,
                              IMG_MIN(bytes - at, (uint64_t)q->cluster_size),
                              err);
     }
+    free(table);
     if (r < 0) {
         free(b->bits);
         b->bits = NULL;
-        return r;
     }
-    free(table);
-    return 0;
+    return r;
 }
 
 static bool get_bit(const struct qcow2_bitmap *b, uint64_t i)
