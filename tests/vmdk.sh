@@ -105,6 +105,17 @@ quiet vimg compare -f vmdk -F raw pipe.vmdk src.raw
 truncate -s -512 pipe.vmdk
 fails vimg compare -f vmdk -F raw pipe.vmdk src.raw
 grep -q 'cut off' log || die "a cut stream is not named"
+# A sub-format of one file goes to a pipe too; one of several does not, and
+# says so before a byte is written.
+vimg convert -f raw -O vmdk src.raw - >pipe.vmdk || die "sparse to a pipe"
+same pipe.vmdk src.raw
+for s in monolithicFlat twoGbMaxExtentSparse twoGbMaxExtentFlat vmfs \
+	vmfsSparse; do
+	fails vimg convert -f raw -O vmdk -o subformat=$s src.raw - 
+	grep -q 'more than one file' log || die "$s to a pipe: $(cat log)"
+	[ "$(vimg convert -f raw -O vmdk -o subformat=$s src.raw - 2>log | wc -c)" = 0 ] ||
+		die "$s to a pipe: a part of it"
+done
 rm -f s.vmdk
 quiet vimg convert -f raw -O vmdk -o subformat=streamOptimized src.raw s.vmdk
 if command -v 7z >/dev/null; then

@@ -102,6 +102,14 @@ static int stream_file(struct img_file *f, struct fd_writer *w,
     return r;
 }
 
+/* What a stream carries is one file. */
+static int no_more_files(struct img_build *b, const char *name,
+                         struct img_file **file, struct img_error *err)
+{
+    return img_fail(err, ENOTSUP, "Such an image is more than one file ('%s' "
+                    "too), which a stream cannot carry", name);
+}
+
 /* Any other format: made in a file without a name, then streamed. */
 static int stream_made(struct img_convert *cv, struct fd_writer *w,
                        struct img_error *err)
@@ -119,6 +127,7 @@ static int stream_made(struct img_convert *cv, struct fd_writer *w,
     r = img_making_begin("/var/tmp/vimg-stream", &cv->create, &m, err);
     if (r < 0)
         return r;
+    m->build.add_file = no_more_files;
     r = img_making_create(m, err);
     if (r == 0)
         r = img_making_open(m, &to, err);

@@ -46,6 +46,7 @@ INPUTS = {
                        "-W", "-m", "16"]),
     "vdi": ("vdi", ["-O", "vdi"]),
     "vmdk": ("vmdk", ["-O", "vmdk"]),
+    "stream": ("vmdk", ["-O", "vmdk", "-o", "subformat=streamOptimized"]),
 }
 ZSTD = ["-c", "-o", "compression_type=zstd"]
 STREAM = ["-o", "subformat=streamOptimized"]
@@ -64,10 +65,14 @@ ROWS = [
     ("zlib-raw", convert("zlib", "raw"), None, "raw"),
     ("zstd-raw", convert("zstd", "raw"), None, "raw"),
     ("raw-vdi", convert("raw", "vdi"), None, "vdi"),
+    ("qcow2-vdi", convert("qcow2", "vdi"), None, "vdi"),
     ("vdi-qcow2", convert("vdi", "qcow2"), None, "qcow2"),
+    ("vdi-raw", convert("vdi", "raw"), None, "raw"),
     ("raw-vmdk", convert("raw", "vmdk"), None, "vmdk"),
     ("vmdk-qcow2", convert("vmdk", "qcow2"), None, "qcow2"),
+    ("vmdk-raw", convert("vmdk", "raw"), None, "raw"),
     ("raw-vmdk-stream", convert("raw", "vmdk", *STREAM), None, "vmdk"),
+    ("vmdk-stream-raw", convert("stream", "raw"), None, "raw"),
     ("compare", ["compare", "-f", "raw", "-F", "qcow2", "{raw}", "{qcow2}"],
      None, None),
     ("check", ["check", "-f", "qcow2", "{qcow2}"], None, None),
