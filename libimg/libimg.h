@@ -98,8 +98,26 @@ enum {
     IMG_OPEN_WRITETHROUGH = 256,/* every write is durable on return */
     IMG_OPEN_UNMAP = 512,       /* discards give space back to the file
                                    system (-d unmap) */
-    IMG_OPEN_FREE_NAMES = 1024  /* VMDK extents may lie outside the image's
+    IMG_OPEN_FREE_NAMES = 1024, /* VMDK extents may lie outside the image's
                                    folder; for images that are trusted */
+    IMG_OPEN_DESCRIBE = 2048    /* for img_info_get alone, read-only: a qcow2
+                                   image's data file stays closed, and so do
+                                   VMDK extents under IMG_FILES_NONE; what is
+                                   in them cannot be read */
+};
+
+/* Which of the files that an image names may be opened: backing files, data
+ * files, extents.  Names inside an image are data, whoever wrote them; what
+ * the caller names himself (path, backing) is not asked about. */
+enum img_files {
+    IMG_FILES_LOCAL,            /* what the owner of the image set up: any
+                                   path, but no URL and no option list; VMDK
+                                   extents only in the image's folder */
+    IMG_FILES_NONE,             /* the image is one file, or is refused */
+    IMG_FILES_BESIDE,           /* in the folder of the file that names them,
+                                   or below it */
+    IMG_FILES_UNDER,            /* in the folder allow_dir, or below it */
+    IMG_FILES_ANY               /* NBD servers too */
 };
 
 struct img_open_options {
@@ -119,6 +137,9 @@ struct img_open_options {
                                    declares none */
     uint64_t window_offset;     /* raw only: the disk is this part of the */
     uint64_t window_size;       /* file; 0 = up to its end */
+    unsigned allow_files;       /* enum img_files; BESIDE and UNDER look at
+                                   where symbolic links lead */
+    const char *allow_dir;      /* for IMG_FILES_UNDER */
 };
 #define IMG_OPEN_OPTIONS { .size = sizeof(struct img_open_options) }
 
@@ -158,6 +179,8 @@ struct img_create_options {
     const char *backing_format; /* NULL = found out and recorded */
     const char *const *settings;/* "key=value", ends with NULL */
     unsigned flags;             /* IMG_CREATE_* */
+    unsigned allow_files;       /* enum img_files: what the backing file */
+    const char *allow_dir;      /* names in turn */
 };
 #define IMG_CREATE_OPTIONS { .size = sizeof(struct img_create_options) }
 

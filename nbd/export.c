@@ -38,20 +38,17 @@ static void image_free(struct nbd_image *image)
 
 /* A scratch overlay of the image, without a name by the time this returns;
  * its path is freed by the caller. */
-static int make_overlay(const char *path, const char *format, char **overlay,
+static int make_overlay(const char *real,
+                        const struct img_open_options *open, char **overlay,
                         struct img_error *err)
 {
     struct img_create_options create = IMG_CREATE_OPTIONS;
     const char *folder = getenv("TMPDIR");
-    char *real = realpath(path, NULL);
     int fd, ret;
 
-    if (!real)
-        return nbd_fail(err, errno, "%s: %s", path, strerror(errno));
     if (asprintf(overlay, "%s/vimg-nbd.XXXXXX",
                  folder && *folder ? folder : "/var/tmp") < 0) {
         *overlay = NULL;
-        free(real);
         return nbd_fail(err, ENOMEM, "no memory");
     }
     fd = mkostemp(*overlay, O_CLOEXEC);
@@ -63,11 +60,12 @@ static int make_overlay(const char *path, const char *format, char **overlay,
         close(fd);
         create.format = "qcow2";
         create.backing = real;
-        create.backing_format = format;
+        create.backing_format = open->backing_format;
+        create.allow_files = open->allow_files;
+        create.allow_dir = open->allow_dir;
         create.flags = IMG_CREATE_NO_SYNC | IMG_CREATE_IN_PLACE;
         ret = img_create(*overlay, &create, err);
     }
-    free(real);
     return ret;
 }
 
@@ -76,14 +74,17 @@ static int open_temporary(const char *path,
                           struct img_open_options *open,
                           struct img_disk **disk, struct img_error *err)
 {
-    const char *format = o->format;
-    char *overlay = NULL;
+    char *overlay = NULL, *real = realpath(path, NULL);
     int ret = 0;
 
-    if (!format)
-        ret = img_probe(path, &format, err);
+    if (!real)
+        return nbd_fail(err, errno, "%s: %s", path, strerror(errno));
+    open->backing = real;
+    open->backing_format = o->format;
+    if (!o->format)
+        ret = img_probe(path, &open->backing_format, err);
     if (ret == 0)
-        ret = make_overlay(path, format, &overlay, err);
+        ret = make_overlay(real, open, &overlay, err);
     if (ret == 0) {
         open->format = "qcow2";
         open->flags &= ~(unsigned)IMG_OPEN_PROBE;
@@ -93,6 +94,7 @@ static int open_temporary(const char *path,
     if (overlay)
         unlink(overlay);
     free(overlay);
+    free(real);
     return ret;
 }
 
@@ -117,6 +119,8 @@ static int open_image(struct nbd_image *image, bool beside,
     open.window_offset = o->window_offset;
     open.window_size = o->window_size;
     open.warn = say;
+    open.allow_files = o->allow_files;
+    open.allow_dir = o->allow_dir;
     if (o->temporary && image->writable)
         return open_temporary(image->path, o, &open, &image->disk, err);
     ret = img_open(image->path, &open, &image->disk, err);

@@ -21,6 +21,8 @@ struct nbd_image_options {
     bool depth;                 /* qemu:allocation-depth */
     bool multi_conn;
     bool verbose;
+    unsigned allow_files;       /* enum img_files */
+    const char *allow_dir;
 };
 
 /* An open image.  Exports of one image share it, so that they agree. */

@@ -9,7 +9,7 @@
 enum {
     O_CACHE = 256, O_AIO, O_DISCARD, O_DETECT, O_OBJECT, O_TLS_CREDS,
     O_TLS_AUTHZ, O_TLS_HOSTNAME, O_IMAGE_OPTS, O_FORK, O_PID_FILE, O_LABEL,
-    O_HANDSHAKE, O_EXPORT, O_VSOCK
+    O_HANDSHAKE, O_EXPORT, O_VSOCK, O_FILES
 };
 
 static const char help[] =
@@ -50,6 +50,9 @@ static const char help[] =
 "      --tls-creds=ID        speak TLS with the credentials of that object\n"
 "      --tls-authz=ID        admit only whom that object admits\n"
 "      --tls-hostname=NAME   with -L: the name in the server's certificate\n"
+"      --allow-files=WHICH   of the files that an image names, open none,\n"
+"                            those in the same-dir, those in the folder WHICH,\n"
+"                            or any; local ones when not given\n"
 "  -T, --trace=...           accepted, ignored\n"
 "      --fork                serve in the background, return once running\n"
 "      --pid-file=PATH       store the server's process ID in that file\n"
@@ -96,6 +99,7 @@ static const struct option table[] = {
     { "fork", 0, NULL, O_FORK }, { "pid-file", 1, NULL, O_PID_FILE },
     { "selinux-label", 1, NULL, O_LABEL },
     { "handshake-limit", 1, NULL, O_HANDSHAKE },
+    { "allow-files", 1, NULL, O_FILES },
     { "export", 1, NULL, O_EXPORT }, { "vsock", 1, NULL, O_VSOCK },
     { 0 }
 };
@@ -252,6 +256,22 @@ static int add_bitmap(struct parsing *p, const char *name)
         return nbd_fail(p->err, ENOMEM, "no memory");
     list[im->n_bitmaps++] = name;
     im->bitmaps = list;
+    return 0;
+}
+
+static int files_policy(struct parsing *p, const char *which)
+{
+    static const struct { const char *name; unsigned policy; } words[] = {
+        { "local", IMG_FILES_LOCAL }, { "none", IMG_FILES_NONE },
+        { "same-dir", IMG_FILES_BESIDE }, { "any", IMG_FILES_ANY },
+    };
+    struct nbd_image_options *im = &p->o->image;
+
+    im->allow_files = IMG_FILES_UNDER;
+    im->allow_dir = which;
+    for (size_t i = 0; i < sizeof words / sizeof words[0]; i++)
+        if (!strcmp(which, words[i].name))
+            im->allow_files = words[i].policy;
     return 0;
 }
 
@@ -448,6 +468,8 @@ static int take(struct parsing *p, int c, char *arg)
         return add_bitmap(p, arg);
     case O_EXPORT:
         return add_export(p, arg);
+    case O_FILES:
+        return files_policy(p, arg);
     case O_OBJECT:
         return nbd_objects_add(&p->o->objects, arg, p->err);
     case 'T':

@@ -45,6 +45,7 @@ static const struct option_def options[] = {
       &args.quiet },
     OPEN_SHARE_ROW(&args.how),
     OPEN_IMAGE_OPTS_ROW(&args.how),
+    OPEN_CONFINE_ROWS,
     OPTIONS_HELP_ROW,
     { 0 }
 };

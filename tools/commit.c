@@ -33,6 +33,7 @@ static const struct option_def options[] = {
       &args.quiet },
     OPEN_IMAGE_OPTS_ROW(&args.how),
     OPTIONS_OBJECT_ROW(&args.how.objects),
+    OPEN_CONFINE_ROWS,
     OPTIONS_HELP_ROW,
     { 0 }
 };

@@ -32,6 +32,7 @@ static const struct option_def options[] = {
       "FILE1 and FILE2 are lists driver=FMT,file.filename=PATH,...",
       &args.a.image_opts },
     OPTIONS_OBJECT_ROW(&args.a.objects),
+    OPEN_CONFINE_ROWS,
     OPTIONS_HELP_ROW,
     { 0 }
 };

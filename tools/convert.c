@@ -69,6 +69,7 @@ static const struct option_def options[] = {
       "TARGET is a list driver=FMT,file.filename=PATH,...; needs -n",
       &args.to.image_opts },
     OPTIONS_OBJECT_ROW(&args.from.objects),
+    OPEN_CONFINE_ROWS,
     OPTIONS_HELP_ROW,
     { 0 }
 };
@@ -291,6 +292,7 @@ static int run(int argc, char **argv)
 
     if (!settings_parse(&args.settings, SETTINGS_CREATE, &settings))
         return 1;
+    create.allow_files = open_files_policy(&create.allow_dir);
     if (settings.help)
         return settings_help(args.to.format ? args.to.format : "raw",
                              SETTINGS_CREATE, argc > 1);

@@ -34,6 +34,7 @@ static const struct option_def options[] = {
     { OPTION_FLAG, 'q', "quiet", NULL, "print nothing but errors",
       &args.quiet },
     OPTIONS_OBJECT_ROW(&args.how.objects),
+    OPEN_CONFINE_ROWS,
     OPTIONS_HELP_ROW,
     { 0 }
 };
@@ -143,6 +144,7 @@ static int run(int argc, char **argv)
     if (!settings_parse(&args.settings, SETTINGS_CREATE, &settings) ||
         !open_check(&args.how))
         return 1;
+    opts.allow_files = open_files_policy(&opts.allow_dir);
     if (settings.help)
         return settings_help(args.format ? args.format : "raw",
                              SETTINGS_CREATE, argc > 0);

@@ -1,5 +1,6 @@
 /* Which images of a folder rest on which. */
 #include "family.h"
+#include "open.h"
 #include "vimg.h"
 
 #include <errno.h>
@@ -61,7 +62,9 @@ static void describe(struct member *m, char **backing_path)
     int r;
 
     *backing_path = NULL;
-    opts.flags = IMG_OPEN_PROBE | IMG_OPEN_NO_BACKING | IMG_OPEN_NO_LOCK;
+    opts.flags = IMG_OPEN_PROBE | IMG_OPEN_NO_BACKING | IMG_OPEN_NO_LOCK |
+                 IMG_OPEN_DESCRIBE;
+    opts.allow_files = open_files_policy(&opts.allow_dir);
     r = img_open(m->path, &opts, &disk, &err);
     if (r == 0)
         r = img_info_get(disk, &info, &err);
@@ -89,6 +92,7 @@ static void look_below(struct member *m)
     if (!m->backing || m->note)
         return;
     opts.flags = IMG_OPEN_PROBE | IMG_OPEN_PROBE_BACKING | IMG_OPEN_NO_LOCK;
+    opts.allow_files = open_files_policy(&opts.allow_dir);
     opts.warn = note_warning;
     opts.warn_opaque = m;
     if (img_open(m->path, &opts, &disk, &err) < 0) {

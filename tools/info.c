@@ -19,6 +19,7 @@ static const struct option_def options[] = {
     OPEN_SHARE_ROW(&args.how),
     OPEN_IMAGE_OPTS_ROW(&args.how),
     OPTIONS_OBJECT_ROW(&args.how.objects),
+    OPEN_CONFINE_ROWS,
     OPTIONS_HELP_ROW,
     { 0 }
 };
@@ -47,7 +48,8 @@ static int run(int argc, char **argv)
     if (!open_check(&args.how))
         return 1;
     disk = open_image(argv[0], &args.how,
-                      args.chain ? 0 : IMG_OPEN_NO_BACKING);
+                      IMG_OPEN_DESCRIBE | (args.chain ? 0 :
+                                           IMG_OPEN_NO_BACKING));
     if (!disk)
         return 1;
     if (img_info_get(disk, &info, &err) < 0) {

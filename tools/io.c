@@ -2,6 +2,7 @@
  *
  * Commands come from -c or from standard input, one per line. */
 #include "io.h"
+#include "open.h"
 #include "vimg.h"
 
 #include <stdio.h>
@@ -45,6 +46,7 @@ static const struct option_def options[] = {
     OPEN_SHARE_ROW(&args.how),
     OPEN_IMAGE_OPTS_ROW(&args.how),
     OPTIONS_OBJECT_ROW(&args.how.objects),
+    OPEN_CONFINE_ROWS,
     OPTIONS_HELP_ROW,
     { 0 }
 };

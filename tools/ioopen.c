@@ -16,18 +16,18 @@ static char *absolute(const char *path)
 }
 
 /* A throw-away overlay, so that the image itself stays as it is. */
-static char *make_scratch(struct img_disk *disk)
+static char *make_scratch(const char *backing, const char *format)
 {
     struct img_create_options opts = IMG_CREATE_OPTIONS;
     const char *folder = getenv("TMPDIR");
     char *path = format_text("%s/vimg.XXXXXX", folder ? folder : "/var/tmp");
-    char *backing = absolute(img_path(disk));
     struct img_error err;
     int fd = mkstemp(path);
 
     opts.format = "qcow2";
     opts.backing = backing;
-    opts.backing_format = img_format_name(disk);
+    opts.backing_format = format;
+    opts.allow_files = open_files_policy(&opts.allow_dir);
     opts.flags = IMG_CREATE_NO_SYNC;
     if (fd < 0)
         complain("%s: %s", path, strerror(errno));
@@ -41,18 +41,22 @@ static char *make_scratch(struct img_disk *disk)
     }
     if (fd >= 0)
         close(fd);
-    free(backing);
     return path;
 }
 
 static int open_scratch(struct io *io)
 {
-    struct open_how how = { .format = "qcow2", .cache = "unsafe" };
+    char *backing = absolute(img_path(io->disk));
+    struct open_how how = {
+        .format = "qcow2", .cache = "unsafe", .backing = backing,
+        .backing_format = img_format_name(io->disk)
+    };
 
-    io->scratch = make_scratch(io->disk);
+    io->scratch = make_scratch(backing, how.backing_format);
     img_close(io->disk, NULL);
     io->disk = io->scratch ? open_image(io->scratch, &how, IMG_OPEN_WRITE)
                            : NULL;
+    free(backing);
     return io->disk ? 0 : -1;
 }
 

@@ -31,6 +31,7 @@ static const struct option_def options[] = {
     OPEN_SHARE_ROW(&args.how),
     OPEN_IMAGE_OPTS_ROW(&args.how),
     OPTIONS_OBJECT_ROW(&args.how.objects),
+    OPEN_CONFINE_ROWS,
     OPTIONS_HELP_ROW,
     { 0 }
 };

@@ -31,6 +31,25 @@ bool open_cache_flags(const char *mode, const char *what, unsigned *flags)
     return false;
 }
 
+struct open_confine open_confine;
+
+unsigned open_files_policy(const char **dir)
+{
+    static const struct { const char *name; unsigned policy; } words[] = {
+        { "local", IMG_FILES_LOCAL }, { "none", IMG_FILES_NONE },
+        { "same-dir", IMG_FILES_BESIDE }, { "any", IMG_FILES_ANY },
+    };
+
+    *dir = NULL;
+    if (!open_confine.files)
+        return IMG_FILES_LOCAL;
+    for (size_t i = 0; i < sizeof words / sizeof words[0]; i++)
+        if (!strcmp(open_confine.files, words[i].name))
+            return words[i].policy;
+    *dir = open_confine.files;
+    return IMG_FILES_UNDER;
+}
+
 struct object { bool secret, id; };
 
 static int object_part(void *opaque, char *key, char *value)
@@ -162,6 +181,7 @@ static bool add_how(struct img_open_options *opts, const struct open_how *how,
                     unsigned flags)
 {
     opts->flags |= flags | IMG_OPEN_PROBE_BACKING;
+    opts->allow_files = open_files_policy(&opts->allow_dir);
     opts->warn = warn_line;
     if (how->share)
         opts->flags |= IMG_OPEN_NO_LOCK;
@@ -176,6 +196,10 @@ static bool add_how(struct img_open_options *opts, const struct open_how *how,
     }
     if (!open_cache_flags(how->cache, "cache option", &opts->flags))
         return false;
+    if (how->backing) {
+        opts->backing = how->backing;
+        opts->backing_format = how->backing_format;
+    }
     if (how->format)
         opts->format = how->format;
     if (!opts->format)

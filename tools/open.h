@@ -17,6 +17,7 @@ struct open_how {
     const char *snapshot;       /* -l: ID, name, or snapshot.id=... */
     const char *failing;        /* what to complain; NULL = "Could not open"
                                    and the name in quotes */
+    const char *backing, *backing_format;   /* as in libimg.h */
     struct option_list objects; /* --object */
 };
 
@@ -35,6 +36,20 @@ struct open_how {
 #define OPEN_CACHE_ROW(letter, long_name, how) \
     { OPTION_TEXT, letter, long_name, "CACHE", \
       "none, writeback, writethrough, directsync or unsafe", &(how)->cache }
+
+/* Of the whole command, however many images it opens. */
+struct open_confine {
+    const char *files;          /* --allow-files; NULL = not given */
+};
+extern struct open_confine open_confine;
+#define OPEN_CONFINE_ROWS \
+    { OPTION_TEXT, 0, "allow-files", "WHICH", \
+      "of the files that an image names, open none, those in the same-dir, " \
+      "those in the folder WHICH, or any; local ones when not given", \
+      &open_confine.files }
+
+/* What --allow-files says; dir is for IMG_FILES_UNDER. */
+unsigned open_files_policy(const char **dir);
 
 /* The library's flags for a cache mode; NULL adds none.  what: "cache option"
  * in the complaint. */

@@ -1,6 +1,7 @@
 /* vimg tree: which images rest on which. */
 #include "family.h"
 #include "json.h"
+#include "open.h"
 #include "show.h"
 #include "size.h"
 #include "vimg.h"
@@ -18,6 +19,7 @@ static const struct option_def options[] = {
     { OPTION_FLAG, 0, "flat", NULL, "do not look into folders in DIR",
       &args.flat },
     { OPTION_TEXT, 0, "output", "HOW", "human or json", &args.output },
+    OPEN_CONFINE_ROWS,
     OPTIONS_HELP_ROW,
     { 0 }
 };

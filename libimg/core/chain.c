@@ -9,6 +9,7 @@
 #include "core/chain.h"
 #include "core/flat.h"
 #include "core/path.h"
+#include "core/policy.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/error.h"
@@ -67,25 +68,52 @@ static int open_resolved(const struct img_chain *c,
     return img_file_from_fd(fd, path, file_flags(c, writable), file, err);
 }
 
+/* As img_file_open; what is opened is `real`, if there is one, and path stays
+ * the name that others are seen from. */
+static int open_judged(const char *path, const char *real, unsigned flags,
+                       struct img_file **file, struct img_error *err)
+{
+    char *name;
+    int r = img_file_open(real ? real : path, flags, file, err);
+
+    if (r < 0 || !real)
+        return r;
+    name = strdup(path);
+    if (!name) {
+        img_file_close(*file);
+        return img_fail_nomem(err);
+    }
+    free((*file)->path);
+    (*file)->path = name;
+    return 0;
+}
+
 /* Opens a file that an image names. */
 static int open_named(const struct img_chain *c, const struct img_layer *by,
                       const char *name, bool writable, struct img_file **file,
                       struct img_error *err)
 {
+    bool any = c->opts.allow_files == IMG_FILES_ANY;
+    /* What has just been made names what its maker was told to. */
+    bool told = (c->opts.flags & IMG_OPEN_NEW) && by == c->layers[0];
     img_autofree char *path = img_path_beside(by->path, name);
+    img_autofree char *real = NULL;
+    int r = 0;
 
     if (!path)
         return img_fail_nomem(err);
-    if (c->opts.resolve)
-        return open_resolved(c, by, name, path, writable, file, err);
-    if (c->from_fd && by == c->layers[0])
+    if (c->from_fd && by == c->layers[0] && !c->opts.resolve)
         return img_fail(err, EACCES, "%s: it names '%s', but the image came "
                         "as a descriptor and nothing says where its other "
                         "files are", by->path, name);
-    if (img_path_has_protocol(name) && strncmp(name, "file:", 5))
-        return img_fail(err, ENOTSUP, "%s: it names '%s'; only files are "
-                        "opened, no other protocols", by->path, name);
-    return img_file_open(path, file_flags(c, writable), file, err);
+    if (!told && (!c->opts.resolve || c->opts.allow_files))
+        r = img_policy_ask(&c->opts, by->path, name, path, &real, err);
+    if (r < 0)
+        return r;
+    if (c->opts.resolve)
+        return open_resolved(c, by, name, path, writable, file, err);
+    return open_judged(path, real, file_flags(c, writable) |
+                       (any ? IMG_FILE_BY_USER : 0), file, err);
 }
 
 static int layer_open_file(struct img_layer *l, const char *name,
@@ -498,14 +526,25 @@ int img_chain_open(const char *path, int fd, struct img_file *file,
           : img_fail_nomem(err);
     if (r == 0)
         r = img_zcache_new(budget / 5, &c->inflated, err);
+    if (r == 0)
+        r = img_policy_check(opts->allow_files, opts->allow_dir, err);
     if (r == 0 && opts->snapshot && (opts->flags & IMG_OPEN_WRITE))
         r = img_fail(err, EINVAL, "%s: a snapshot can only be read", path);
+    if (r == 0 && (opts->flags & IMG_OPEN_DESCRIBE) &&
+        (opts->flags & IMG_OPEN_WRITE))
+        r = img_fail(err, EINVAL, "%s: what is only described is not written",
+                     path);
+    if (r == 0 && opts->allow_dir) {
+        c->allow_dir = strdup(opts->allow_dir);
+        r = c->allow_dir ? 0 : img_fail_nomem(err);
+    }
     if (r < 0) {
         if (fd >= 0)
             close(fd);
         img_file_close(file);
     } else {
         c->opts = *opts;
+        c->opts.allow_dir = c->allow_dir;
         c->from_fd = fd >= 0;
         c->backing_given = opts->backing;
         r = open_all(c, path, fd, file, err);
@@ -540,6 +579,7 @@ int img_chain_close(struct img_chain *c, struct img_error *err)
     img_tcache_free(c->tables);
     img_zcache_free(c->inflated);
     free(c->layers);
+    free(c->allow_dir);
     free(c);
     return first;
 }

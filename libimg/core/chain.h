@@ -18,6 +18,7 @@ struct img_chain {
     bool backing_given;         /* by the caller, not by the image */
     uint32_t align;             /* the widest of any file; 1 = none cares */
     unsigned room;              /* of layers[] */
+    char *allow_dir;            /* opts points to it */
 };
 
 /* Takes fd over if it is not -1, and file if it is not NULL (one of them may

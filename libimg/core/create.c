@@ -124,6 +124,8 @@ static int open_backing(struct making *m, struct img_error *err)
         return img_fail_nomem(err);
     opts.flags = IMG_OPEN_PROBE | IMG_OPEN_PROBE_BACKING;
     opts.format = m->opts.backing_format;
+    opts.allow_files = m->opts.allow_files;
+    opts.allow_dir = m->opts.allow_dir;
     r = img_chain_open(path, -1, NULL, &opts, &m->backing, err);
     return r < 0 ? r : refuse_itself(m, err);
 }
@@ -358,6 +360,8 @@ int img_making_open(struct img_making *making, struct img_disk **disk,
     opts.format = making->format->info.name;
     opts.resolve = resolve_made;
     opts.resolve_opaque = m;
+    opts.allow_files = m->opts.allow_files;
+    opts.allow_dir = m->opts.allow_dir;
     if (m->opts.flags & IMG_CREATE_NO_SYNC)
         opts.flags |= IMG_OPEN_NO_SYNC;
     if (m->opts.flags & IMG_CREATE_NO_OPEN_BACKING)

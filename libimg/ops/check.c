@@ -18,6 +18,9 @@ int img_check(struct img_disk *d, const struct img_check_options *opts,
     r = img_options_take(&known, sizeof known, opts, err);
     if (r < 0)
         return r;
+    if (d->chain->opts.flags & IMG_OPEN_DESCRIBE)
+        return img_fail(err, EINVAL, "%s: was opened to be described, not "
+                        "checked", l->path);
     if (!l->format->check)
         return img_fail(err, ENOTSUP, "%s: format %s has no checks", l->path,
                         l->format->info.name);

@@ -59,6 +59,8 @@ static int open_base(struct rebase *rb, struct img_error *err)
     opts.resolve_opaque = had->resolve_opaque;
     opts.warn = had->warn;
     opts.warn_opaque = had->warn_opaque;
+    opts.allow_files = had->allow_files;
+    opts.allow_dir = had->allow_dir;
     if (had->resolve) {
         int fd = had->resolve(had->resolve_opaque, top_of(rb)->path,
                               rb->name, false);

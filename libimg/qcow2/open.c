@@ -145,18 +145,22 @@ static int read_header(struct qcow2 *q, uint64_t file_size,
                                   err);
 }
 
-static int open_data_file(struct qcow2 *q, struct img_error *err)
+/* With describe set its place stays empty: nothing can be read there. */
+static int open_data_file(struct qcow2 *q, bool describe,
+                          struct img_error *err)
 {
     struct img_layer *layer = q->layer;
-    struct img_file **files, *file;
-    int r;
+    struct img_file **files, *file = NULL;
+    int r = 0;
 
     if (!(q->h.incompatible & QCOW2_DATA_FILE))
         return 0;
     if (!q->h.data_file)
         return img_fail(err, EINVAL, "%s: the image has an external data "
                         "file but does not say its name", layer->path);
-    r = layer->open_file(layer, q->h.data_file, layer->writable, &file, err);
+    if (!describe)
+        r = layer->open_file(layer, q->h.data_file, layer->writable, &file,
+                             err);
     if (r < 0)
         return r;
     files = realloc(layer->files, 2 * sizeof *files);
@@ -259,7 +263,7 @@ static int open_image(struct qcow2 *q, const struct img_open_options *opts,
         r = img_qcow2_header_copy_text(&layer->backing_format,
                                        q->h.backing_format, err);
     if (r == 0)
-        r = open_data_file(q, err);
+        r = open_data_file(q, opts->flags & IMG_OPEN_DESCRIBE, err);
     if (r == 0)
         r = load_tables(q, err);
     if (r == 0 && opts->snapshot)

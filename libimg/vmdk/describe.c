@@ -33,7 +33,10 @@ static bool add_extent(struct img_layer *layer, const struct vmdk_extent *x,
     ok = !x->sparse || !x->sparse->h.compressed ||
          img_value_bool(g, "compressed", true);
     ok = ok && img_value_uint(g, "virtual-size", x->len);
-    if (x->kind != VMDK_ZERO)
+    if (x->kind != VMDK_ZERO && !layer->files[x->file])
+        ok = ok && img_value_text(g, "filename",
+                                  st->text->extents[x->line].name);
+    else if (x->kind != VMDK_ZERO)
         ok = ok && img_value_text(g, "filename", layer->files[x->file]->path);
     if (x->sparse)
         ok = ok && img_value_uint(g, "cluster-size",

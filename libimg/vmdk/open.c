@@ -83,22 +83,23 @@ static int open_named(struct img_layer *layer,
                       struct img_error *err)
 {
     struct vmdk_state *st = layer->state;
-    struct img_file *file;
-    int r;
+    struct img_file *file = NULL;
+    int r = 0;
 
     if (!st->free_names && !name_stays(e->name))
         return img_fail(err, EACCES, "%s: extent \"%s\" is not in the folder "
                         "of the descriptor (free-names=on allows that)",
                         layer->path, e->name);
-    r = layer->open_file(layer, e->name,
-                         layer->writable && e->access == VMDK_RW, &file, err);
+    if (!st->closed)
+        r = layer->open_file(layer, e->name, layer->writable &&
+                             e->access == VMDK_RW, &file, err);
     if (r)
         return r;
     r = add_file(layer, file, err);
     if (r)
         return r;
     x->file = layer->n_files - 1;
-    if (file->is_device && !st->free_names)
+    if (file && file->is_device && !st->free_devices)
         return img_fail(err, EACCES, "%s: extent \"%s\" is a device",
                         layer->path, e->name);
     return 0;
@@ -174,6 +175,9 @@ static int open_extent(struct img_layer *layer, size_t i,
     r = open_named(layer, e, x, err);
     if (r)
         return r;
+    x->kind = VMDK_FLAT;
+    if (st->closed)
+        return 0;
     if (e->type == VMDK_TYPE_FLAT || e->type == VMDK_TYPE_VMFS)
         r = open_flat(layer, e, x, err);
     else
@@ -384,8 +388,15 @@ int img_vmdk_open(struct img_layer *layer,
     img_mutex_init(&st->sync_lock);
     layer->state = st;
     layer->size = 0;
-    st->free_names = (opts->flags & IMG_OPEN_FREE_NAMES) ||
-                     (opts->resolve && !(opts->flags & IMG_OPEN_NEW));
+    st->free_devices = (opts->flags & IMG_OPEN_FREE_NAMES) ||
+                       opts->allow_files == IMG_FILES_ANY ||
+                       (opts->resolve && !(opts->flags & IMG_OPEN_NEW));
+    st->closed = (opts->flags & IMG_OPEN_DESCRIBE) &&
+                 opts->allow_files == IMG_FILES_NONE;
+    /* Core looks at names where a folder is their limit. */
+    st->free_names = st->free_devices || st->closed ||
+                     opts->allow_files == IMG_FILES_BESIDE ||
+                     opts->allow_files == IMG_FILES_UNDER;
     st->touched = opts->flags & IMG_OPEN_NEW;
     st->given_below = opts->backing && *opts->backing;
     r = img_file_size(layer->files[0], &len, err);

@@ -278,7 +278,7 @@ static int map_flat(struct img_layer *layer, struct vmdk_extent *x,
 
     run->kind = IMG_RUN_DATA;
     run->host = x->host + rel;
-    if (!(flags & IMG_RUN_EXACT))
+    if (!(flags & IMG_RUN_EXACT) || !layer->files[x->file])
         return 0;
     r = img_file_extent(layer->files[x->file], run->host, run->len, &is_data,
                         &run->len, err);

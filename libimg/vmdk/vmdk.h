@@ -175,8 +175,11 @@ struct vmdk_state {
     uint64_t directory_bytes;
     uint32_t cid, parent_cid;
     bool given_below;               /* the opener put a layer below it */
-    bool free_names;                /* the opener resolves names himself, or
-                                       trusts them */
+    bool free_names;                /* names are not looked at here: the
+                                       opener does it, or trusts them */
+    bool free_devices;              /* extents may be devices */
+    bool closed;                    /* extents stay closed: they are only
+                                       described */
     bool touched;                   /* under sync_lock */
 };
 
