@@ -370,11 +370,13 @@ static int change_uuids(struct img_layer *layer, const char *const *settings,
     };
     struct img_vdi *v = layer->state;
     uint8_t header[VDI_HEADER_BYTES];
-    bool given, any = false;
+    bool given, any;
     int r = 0;
 
     memcpy(header, v->header, sizeof header);
-    for (size_t i = 0; i < IMG_COUNT(k) && r == 0; i++) {
+    any = img_vdi_uuid_derived(settings, v->type, layer->size, v->block_size,
+                               header + VDI_PARENT_AT, header + VDI_UUID_AT);
+    for (size_t i = any; i < IMG_COUNT(k) && r == 0; i++) {
         r = img_vdi_uuid_setting(settings, k[i].key, header + k[i].at, &given,
                                  err);
         if (r == 0 && given && k[i].parent && v->type != VDI_DIFF)

@@ -32,8 +32,8 @@ const struct img_option_info img_vdi_options[] = {
       IMG_OPTION_AMEND },
     { "size", "size", "Virtual disk size", 0 },
     { "static", "on|off", "VDI static (pre-allocated) image", 0 },
-    { "uuid", "str", "UUID of the image; then the same input makes the same "
-      "file", IMG_OPTION_AMEND },
+    { "uuid", "str", "UUID of the image, or derived[:WORD]; then the same "
+      "input makes the same file", IMG_OPTION_AMEND },
     { NULL, NULL, NULL, 0 }
 };
 
@@ -123,9 +123,12 @@ static int plan_parent(const struct img_build *b, struct plan *p,
 static int plan_uuids(const struct img_create_options *o, struct plan *p,
                       struct img_error *err)
 {
-    bool given;
-    int r = img_vdi_uuid_setting(o->settings, "uuid", p->uuid, &given, err);
+    bool given = img_vdi_uuid_derived(o->settings, p->type, p->size,
+                                      p->block_size, p->parent, p->uuid);
+    int r = 0;
 
+    if (!given)
+        r = img_vdi_uuid_setting(o->settings, "uuid", p->uuid, &given, err);
     if (r < 0)
         return r;
     if (given) {

@@ -190,6 +190,23 @@ void img_vdi_uuid_derive(const uint8_t *from, const char *word, uint8_t *uuid)
     set_version(uuid, 8);
 }
 
+bool img_vdi_uuid_derived(const char *const *settings, enum vdi_type type,
+                          uint64_t size, uint32_t block_size,
+                          const uint8_t *parent, uint8_t *uuid)
+{
+    const char *text = img_setting(settings, "uuid");
+    char word[256];
+
+    if (!text || (*text && strcmp(text, "derived") &&
+                  strncmp(text, "derived:", 8)))
+        return false;
+    text = strchr(text, ':');
+    snprintf(word, sizeof word, "VDI %u, %llu bytes by %u: %s", type,
+             (unsigned long long)size, block_size, text ? text + 1 : "");
+    img_vdi_uuid_derive(parent, word, uuid);
+    return true;
+}
+
 void img_vdi_uuid_print(const uint8_t *uuid, char text[VDI_UUID_TEXT])
 {
     char *p = text;

@@ -129,6 +129,11 @@ int img_vdi_uuid_random(uint8_t *uuid, struct img_error *err);
 /* A UUID that follows from another one and a word. */
 void img_vdi_uuid_derive(const uint8_t *from, const char *word,
                          uint8_t *uuid);
+/* Does the setting uuid ask for one that follows from the image's shape, as
+ * "", "derived" or "derived:WORD"?  Then *uuid is that. */
+bool img_vdi_uuid_derived(const char *const *settings, enum vdi_type type,
+                          uint64_t size, uint32_t block_size,
+                          const uint8_t *parent, uint8_t *uuid);
 void img_vdi_uuid_print(const uint8_t *uuid, char text[VDI_UUID_TEXT]);
 /* The setting `key` as a UUID; *given says whether there is one. */
 int img_vdi_uuid_setting(const char *const *settings, const char *key,

@@ -58,26 +58,17 @@ int img_vmdk_text_store(struct img_layer *layer, struct img_error *err)
     return r;
 }
 
-/* Another content ID, made from what the image was, so that the same work
- * gives the same bytes. */
-static uint32_t next_cid(struct img_layer *layer)
+/* A content ID that no copy of this image can have come to have: an overlay
+ * knows its parent by it. */
+static int another_cid(const struct vmdk_state *st, uint32_t *cid,
+                       struct img_error *err)
 {
-    struct vmdk_state *st = layer->state;
-    uint64_t h = UINT64_C(0xcbf29ce484222325) ^ st->cid;
-    uint64_t len = 0;
+    int r;
 
-    h = (h ^ layer->size) * UINT64_C(0x100000001b3);
-    for (unsigned i = 0; i < layer->n_files; i++) {
-        if (img_file_size(layer->files[i], &len, NULL))
-            len = 0;
-        h = (h ^ len) * UINT64_C(0x100000001b3);
-        h ^= h >> 29;
-    }
-    h ^= h >> 32;
-    while ((uint32_t)h == st->cid || (uint32_t)h >= VMDK_NO_PARENT - 1 ||
-           !(uint32_t)h)
-        h++;
-    return (uint32_t)h;
+    do
+        r = img_vmdk_random_cid(cid, err);
+    while (r == 0 && *cid == st->cid);
+    return r;
 }
 
 int img_vmdk_touch(struct img_layer *layer, uint64_t off, uint64_t len,
@@ -90,8 +81,9 @@ int img_vmdk_touch(struct img_layer *layer, uint64_t off, uint64_t len,
     img_lock(&st->sync_lock);
     if (!st->touched && st->text &&
         img_vmdk_text_get_id(st->text, "CID", &cid)) {
-        cid = next_cid(layer);
-        r = img_vmdk_text_set_id(st->text, "CID", cid, err);
+        r = another_cid(st, &cid, err);
+        if (r == 0)
+            r = img_vmdk_text_set_id(st->text, "CID", cid, err);
         if (r == 0)
             r = img_vmdk_text_store(layer, err);
         if (r == 0)

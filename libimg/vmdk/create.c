@@ -25,10 +25,8 @@ char *img_vmdk_compose(const struct vmdk_options *o, const char *extents)
 {
     bool ide = !strcmp(o->adapter, "ide");
     unsigned heads = ide ? 16 : 255;
-    char *text = NULL, uuid[48];
+    char *text = NULL;
 
-    if (o->uuid)
-        img_vmdk_uuid(o->uuid, uuid);
     if (asprintf(&text,
                  "# Disk DescriptorFile\n"
                  "version=1\n"
@@ -54,8 +52,8 @@ char *img_vmdk_compose(const struct vmdk_options *o, const char *extents)
                  extents, o->hardware,
                  (unsigned long long)(o->size / VMDK_SECTOR / heads / 63),
                  heads, o->adapter, o->tools,
-                 o->uuid ? "ddb.uuid = \"" : "", o->uuid ? uuid : "",
-                 o->uuid ? "\"\n" : "") < 0)
+                 *o->uuid ? "ddb.uuid = \"" : "", o->uuid,
+                 *o->uuid ? "\"\n" : "") < 0)
         return NULL;
     return text;
 }

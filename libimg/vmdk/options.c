@@ -1,8 +1,9 @@
 /* Settings of new VMDK images: names, defaults, and what follows from them.
  *
  * Defaults are QEMU 7.2's, whose images VMware's and VirtualBox's products
- * import; content IDs are made from the settings, so that equal commands
- * make equal bytes.
+ * import.  The content ID is random, for an overlay knows its parent by it;
+ * it is made from the settings where that is asked for, or where a UUID says
+ * which disk it is: then equal commands make equal bytes.
  */
 #include "vmdk/vmdk.h"
 #include "base/strings.h"
@@ -10,6 +11,7 @@
 #include <ctype.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/random.h>
 
 static const char *const subformat_names[] = {
     "monolithicSparse", "monolithicFlat", "twoGbMaxExtentSparse",
@@ -27,7 +29,7 @@ const struct img_option_info img_vmdk_create_options[] = {
       "Virtual adapter type", IMG_OPTION_AMEND },
     { "backing_file", "str", "File name of a base image", 0 },
     { "backing_fmt", "str", "Must be 'vmdk' if present", 0 },
-    { "cid", "hex", "Content ID; made from the settings if not given",
+    { "cid", "hex", "Content ID, or derived[:WORD]; random if not given",
       IMG_OPTION_AMEND },
     { "compat6", "on|off", "VMDK version 6 image", 0 },
     { "ddb", "NAME=VALUE", "Entry of the disk data base", IMG_OPTION_AMEND },
@@ -40,7 +42,8 @@ const struct img_option_info img_vmdk_create_options[] = {
     { "target", "esxi|workstation|virtualbox",
       "Defaults that this product takes, and a check that it does", 0 },
     { "toolsversion", "str", "VMware guest tools version", IMG_OPTION_AMEND },
-    { "uuid", "uuid", "UUID of the image (ddb.uuid)", IMG_OPTION_AMEND },
+    { "uuid", "uuid", "UUID of the image (ddb.uuid), or derived[:WORD]; then "
+      "the same input makes the same file", IMG_OPTION_AMEND },
     { "zeroed_grain", "on|off",
       "Enable efficient zero writes using the zeroed-grain GTE feature", 0 },
     { NULL, NULL, NULL, 0 }
@@ -70,29 +73,73 @@ bool img_vmdk_uuid(const char *text, char *out)
     return n == 32;
 }
 
-static uint32_t hash(uint32_t h, const char *text)
+/* FNV-1a, mixed at the end. */
+static uint64_t hash(uint64_t h, const char *text)
 {
     for (; text && *text; text++)
-        h = (h ^ (uint8_t)*text) * 0x01000193;
-    return h * 31 + 7;
+        h = (h ^ (uint8_t)*text) * UINT64_C(0x100000001b3);
+    h ^= h >> 31;
+    h *= UINT64_C(0x9e3779b97f4a7c15);
+    return h ^ h >> 29;
 }
 
-static uint32_t derive_cid(const struct vmdk_options *o)
+/* From all that tells this image from another, and the user's own word. */
+static uint64_t derive(const struct vmdk_options *o, const char *what,
+                       const char *word)
 {
-    uint32_t h = 0x811c9dc5;
-    char number[48];
+    uint64_t h = hash(UINT64_C(0xcbf29ce484222325), what);
+    char number[64];
 
-    snprintf(number, sizeof number, "%llu %d %x",
+    snprintf(number, sizeof number, "%llu %d %x %d",
              (unsigned long long)o->size, (int)o->subformat,
-             (unsigned)o->parent_cid);
+             (unsigned)o->parent_cid, o->zeroed_grain);
     h = hash(h, number);
     h = hash(h, o->adapter);
     h = hash(h, o->hardware);
     h = hash(h, o->uuid);
     h = hash(h, o->backing);
-    h = (h ^ h >> 15) * 0x2c1b3c6d;
-    h ^= h >> 12;
-    return h && h < VMDK_NO_PARENT - 1 ? h : 1;
+    return hash(h, word);
+}
+
+/* "", "derived" or "derived:WORD". */
+bool img_vmdk_is_derived(const char *text, const char **word)
+{
+    if (!text || (*text && strcmp(text, "derived") &&
+                  strncmp(text, "derived:", 8)))
+        return false;
+    *word = strchr(text, ':');
+    *word = *word ? *word + 1 : "";
+    return true;
+}
+
+/* RFC 9562: version 8 is for UUIDs of one's own making. */
+static void derive_uuid(struct vmdk_options *o, const char *word)
+{
+    unsigned long long high = derive(o, "high", word);
+    unsigned long long low = derive(o, "low", word);
+    char text[40];
+
+    high = (high & ~0xf000ull) | 0x8000;
+    low = (low & ~(3ull << 62)) | 2ull << 62;
+    snprintf(text, sizeof text, "%016llx%016llx", high, low);
+    img_vmdk_uuid(text, o->uuid);
+}
+
+uint32_t img_vmdk_usable_cid(uint64_t h)
+{
+    uint32_t cid = (uint32_t)(h ^ h >> 32);
+
+    return cid && cid < VMDK_NO_PARENT - 1 ? cid : 1;
+}
+
+int img_vmdk_random_cid(uint32_t *cid, struct img_error *err)
+{
+    uint64_t h;
+
+    if (getrandom(&h, sizeof h, 0) != sizeof h)
+        return img_fail_errno(err, errno, "random numbers for a content ID");
+    *cid = img_vmdk_usable_cid(h);
+    return 0;
 }
 
 /* What a product takes: ESXi's importers want streams or its own flat disks
@@ -206,11 +253,33 @@ static int check_shape(const struct vmdk_options *o, struct img_error *err)
     return 0;
 }
 
+static int identity(const struct img_create_options *opts,
+                    struct vmdk_options *o, struct img_error *err)
+{
+    const char *uuid = img_setting(opts->settings, "uuid"), *word = NULL;
+    const char *cid = img_setting(opts->settings, "cid");
+    int r = id_setting(opts, "parent_cid", &o->parent_cid, err);
+
+    if (r)
+        return r;
+    if (img_vmdk_is_derived(uuid, &word))
+        derive_uuid(o, word);
+    else if (uuid && !img_vmdk_uuid(uuid, o->uuid))
+        return img_fail(err, EINVAL, "uuid is 32 hexadecimal digits, not "
+                        "'%s'", uuid);
+    if (img_vmdk_is_derived(cid, &word) || (uuid && !cid))
+        o->cid = img_vmdk_usable_cid(derive(o, "content", word));
+    else if (!cid)
+        return img_vmdk_random_cid(&o->cid, err);
+    else
+        return id_setting(opts, "cid", &o->cid, err);
+    return 0;
+}
+
 int img_vmdk_options(const struct img_create_options *opts,
                      struct vmdk_options *o, struct img_error *err)
 {
     unsigned subformat = VMDK_MONOLITHIC_SPARSE, adapter = 0;
-    char uuid[48];
     int r;
 
     *o = (struct vmdk_options){ .parent_cid = VMDK_NO_PARENT };
@@ -237,16 +306,10 @@ int img_vmdk_options(const struct img_create_options *opts,
         r = check_shape(o, err);
     if (r)
         return r;
-    o->uuid = img_setting(opts->settings, "uuid");
-    if (o->uuid && !img_vmdk_uuid(o->uuid, uuid))
-        return img_fail(err, EINVAL, "uuid is 32 hexadecimal digits, not "
-                        "'%s'", o->uuid);
     if (o->backing && opts->backing_format &&
         strcmp(opts->backing_format, "vmdk"))
         return img_fail(err, EINVAL, "backing_file must be a vmdk image");
-    r = id_setting(opts, "parent_cid", &o->parent_cid, err);
-    o->cid = derive_cid(o);
-    return r ? r : id_setting(opts, "cid", &o->cid, err);
+    return identity(opts, o, err);
 }
 
 /* QEMU lists what has a default or was given, by name. */

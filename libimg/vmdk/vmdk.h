@@ -297,7 +297,7 @@ struct vmdk_options {
     bool zeroed_grain;
     const char *adapter;
     char hardware[24], tools[24];
-    const char *uuid;               /* NULL = none */
+    char uuid[48];                  /* as VMware writes it; "" = none */
     uint32_t cid, parent_cid;
     const char *backing;
 };
@@ -311,6 +311,11 @@ int img_vmdk_measure(const struct img_create_options *opts, uint64_t size,
                      void *opaque, struct img_measure *result,
                      struct img_error *err);
 const char *img_vmdk_subformat_name(enum vmdk_subformat subformat);
+/* Does the value of cid or uuid ask for one that follows from the settings?
+ * Then *word is what the user adds to them. */
+bool img_vmdk_is_derived(const char *text, const char **word);
+uint32_t img_vmdk_usable_cid(uint64_t h);
+int img_vmdk_random_cid(uint32_t *cid, struct img_error *err);
 /* uuid: as VMware or as VirtualBox writes it; out has 48 bytes and gets
  * VMware's form. */
 bool img_vmdk_uuid(const char *text, char *out);
