@@ -193,6 +193,10 @@ struct img_format {
      * Called once after open, before any map; NULL = any will do. */
     int (*check_base)(struct img_layer *, const struct img_layer *base,
                       struct img_error *);
+    /* What the image notes of the backing file's first file; false = nothing.
+     * modified: ns since 1970, 0 = not known.  May be NULL. */
+    bool (*noted_base)(const struct img_layer *, uint64_t *length,
+                       uint64_t *modified);
     int (*create)(struct img_build *, struct img_error *);
     /* Which codec -c uses in this image, and whether it has one at all.
      * NULL = -ENOTSUP. */
@@ -239,6 +243,11 @@ struct img_format {
                    uint64_t data_clusters_of(void *opaque,
                                              uint32_t cluster_size),
                    void *opaque, struct img_measure *, struct img_error *);
+    /* Of a backing file: changes *content with what tells its content from
+     * another's by metadata in memory alone, *rest with what else may make
+     * its files longer or shorter (see qcow2/identity.c).  NULL = nothing. */
+    void (*fingerprint)(const struct img_layer *, uint64_t *content,
+                        uint64_t *rest);
     /* Fills specific, snapshots, bitmaps, flags and cluster_size; everything
      * with base/info's helpers. */
     int (*describe)(struct img_layer *, struct img_info *,

@@ -343,6 +343,15 @@ struct img_bitmap_info {
     uint64_t dirty_bytes;
 };
 
+/* Is the file at backing_path as the image notes it, by its length and time
+ * alone?  Opening it tells more, by way of img_warn_fn. */
+enum img_base_state {
+    IMG_BASE_UNKNOWN,           /* nothing is noted, or it is not there */
+    IMG_BASE_SAME,
+    IMG_BASE_TOUCHED,           /* its time of modification is another */
+    IMG_BASE_CHANGED            /* its length is */
+};
+
 struct img_info {
     const char *path, *format;
     uint64_t size;              /* of the guest's disk */
@@ -359,6 +368,7 @@ struct img_info {
     size_t n_bitmaps;
     struct img_value *specific; /* a GROUP, NULL = nothing to say */
     struct img_info *below;     /* the backing file's, if it was opened */
+    enum img_base_state base_state;
 };
 
 /* The whole chain, top first (->below).  Free with img_info_free. */

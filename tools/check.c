@@ -156,6 +156,9 @@ static int run(int argc, char **argv)
         return usage_error("Expecting one image file name");
     if (!open_check(&args.how))
         return FAILED;
+    if (!args.quiet && !open_warn_of_base(argv[0], &args.how))
+        return FAILED;
+    args.how.hush = true;
     disk = open_image(argv[0], &args.how, IMG_OPEN_NO_BACKING |
                       IMG_OPEN_REPAIR | (repair ? IMG_OPEN_WRITE : 0));
     if (!disk)

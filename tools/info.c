@@ -4,6 +4,7 @@
 #include "vimg.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 
 static struct {
     struct open_how how;
@@ -33,6 +34,22 @@ static json_t *chain_json(const struct img_info *info)
     return list;
 }
 
+/* With the whole chain open the library has told already, and more. */
+static void warn_of_base(const struct img_info *info)
+{
+    const char *what = info->base_state == IMG_BASE_CHANGED ? "changed" :
+                       info->base_state == IMG_BASE_TOUCHED
+                       ? "copied or written to" : NULL;
+    char *line;
+
+    if (!what || args.chain)
+        return;
+    line = format_text("%s: its backing file %s was %s since the link to it "
+                       "was made", info->path, info->backing_path, what);
+    warn_line(NULL, line);
+    free(line);
+}
+
 static int run(int argc, char **argv)
 {
     enum output output = output_argument(args.output);
@@ -56,6 +73,7 @@ static int run(int argc, char **argv)
         complain("%s", err.message);
         goto out;
     }
+    warn_of_base(info);
     if (output == OUTPUT_TEXT)
         show_info(info, NULL, args.chain);
     else

@@ -182,7 +182,7 @@ static bool add_how(struct img_open_options *opts, const struct open_how *how,
 {
     opts->flags |= flags | IMG_OPEN_PROBE_BACKING;
     opts->allow_files = open_files_policy(&opts->allow_dir);
-    opts->warn = warn_line;
+    opts->warn = how->hush ? NULL : warn_line;
     if (how->share)
         opts->flags |= IMG_OPEN_NO_LOCK;
     if (how->discard) {
@@ -250,6 +250,22 @@ out:
     free(owned);
     location_free(&loc);
     return disk;
+}
+
+bool open_warn_of_base(const char *name, const struct open_how *how)
+{
+    struct img_disk *disk = NULL;
+    struct location loc;
+    struct stat st;
+    bool ok = location_parse(name, how->image_opts, &loc) &&
+              add_how(&loc.opts, how, IMG_OPEN_NO_LOCK | IMG_OPEN_REPAIR);
+
+    /* A server may end with its first client. */
+    if (ok && stat(loc.path, &st) == 0 &&
+        img_open(loc.path, &loc.opts, &disk, NULL) == 0)
+        img_close(disk, NULL);
+    location_free(&loc);
+    return ok;
 }
 
 bool close_image(struct img_disk *disk)

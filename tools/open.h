@@ -15,6 +15,7 @@ struct open_how {
     const char *cache;          /* -t or -T: none, writeback ... */
     const char *discard;        /* -d: ignore or unmap */
     const char *snapshot;       /* -l: ID, name, or snapshot.id=... */
+    bool hush;                  /* no warnings: they were given already */
     const char *failing;        /* what to complain; NULL = "Could not open"
                                    and the name in quotes */
     const char *backing, *backing_format;   /* as in libimg.h */
@@ -60,6 +61,11 @@ bool open_check(const struct open_how *how);
 /* NULL: the user was told. */
 struct img_disk *open_image(const char *name, const struct open_how *how,
                             unsigned flags);
+/* Warns of backing files, on every level, that were changed since the link
+ * to them was made; for commands that do without them.  Whatever else is
+ * wrong with the chain is no matter.  false: the name is no name, as the user
+ * was told. */
+bool open_warn_of_base(const char *name, const struct open_how *how);
 /* Closes and tells of failure; false then. */
 bool close_image(struct img_disk *disk);
 /* The path that an image is made at or looked for by: "file:x" is x. */

@@ -7,6 +7,7 @@
 #include "file/file.h"
 
 #include <stdlib.h>
+#include <sys/stat.h>
 
 /* ---- what is where ----------------------------------------------------- */
 
@@ -104,6 +105,28 @@ static int backing_path(const struct img_chain *c, unsigned depth,
     return r;
 }
 
+/* Only looked at from outside: who describes an image does not want what it
+ * names to be opened. */
+static enum img_base_state base_state(const struct img_chain *c,
+                                      unsigned depth, const char *path)
+{
+    const struct img_layer *l = c->layers[depth];
+    uint64_t length, modified, now;
+    struct stat st;
+
+    if (!path || !l->format->noted_base || c->opts.resolve ||
+        (c->opts.allow_files != IMG_FILES_LOCAL &&
+         c->opts.allow_files != IMG_FILES_ANY) || (depth == 0 && c->from_fd))
+        return IMG_BASE_UNKNOWN;
+    if (!l->format->noted_base(l, &length, &modified) ||
+        stat(path, &st) < 0 || !S_ISREG(st.st_mode))
+        return IMG_BASE_UNKNOWN;
+    now = (uint64_t)st.st_mtim.tv_sec * 1000000000 +
+          (uint64_t)st.st_mtim.tv_nsec;
+    return (uint64_t)st.st_size != length ? IMG_BASE_CHANGED
+           : now != modified ? IMG_BASE_TOUCHED : IMG_BASE_SAME;
+}
+
 static int describe(const struct img_chain *c, unsigned depth,
                     struct img_info *info, struct img_error *err)
 {
@@ -125,6 +148,7 @@ static int describe(const struct img_chain *c, unsigned depth,
         r = img_info_text(&info->backing_format, l->backing_format, err);
     if (r == 0)
         r = backing_path(c, depth, info, err);
+    info->base_state = base_state(c, depth, info->backing_path);
     if (r == 0 && l->format->describe)
         r = l->format->describe(l, info, err);
     return r;

@@ -124,6 +124,8 @@ int img_file_extent(struct img_file *file, uint64_t off, uint64_t len,
 int img_file_reflink(struct img_file *to, uint64_t to_off,
                      struct img_file *from, uint64_t from_off, uint64_t len,
                      struct img_error *err);
+/* When it was written to last, ns since 1970; 0 = not known. */
+uint64_t img_file_modified(const struct img_file *file);
 uint64_t img_file_allocated(struct img_file *file);  /* bytes on the disk */
 
 /* ---- QEMU's image locks ------------------------------------------------

@@ -448,6 +448,17 @@ static int posix_size(struct img_file *f, uint64_t *size,
     return 0;
 }
 
+uint64_t img_file_modified(const struct img_file *f)
+{
+    struct stat st;
+
+    if (f->fd < 0 || f->is_device || fstat(f->fd, &st) < 0 ||
+        st.st_mtim.tv_sec <= 0)
+        return 0;
+    return (uint64_t)st.st_mtim.tv_sec * 1000000000 +
+           (uint64_t)st.st_mtim.tv_nsec;
+}
+
 static int posix_extent(struct img_file *f, uint64_t off, uint64_t len,
                         bool *is_data, uint64_t *run, struct img_error *err)
 {

@@ -22,6 +22,8 @@ int img_qcow2_set_backing(struct img_layer *layer, const char *name,
         r = img_qcow2_header_copy_text(&q->h.backing_format,
                                        q->h.backing ? fmt : NULL, err);
     if (r == 0)
+        r = img_qcow2_identity_note(&q->h, base, err);
+    if (r == 0)
         r = img_qcow2_write_back(q, true, err);
     if (r == 0)
         r = img_qcow2_header_write(q, err);

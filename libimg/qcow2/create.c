@@ -307,6 +307,8 @@ int img_qcow2_create(struct img_build *b, struct img_error *err)
     int r = read_options(b->opts, &p, err);
 
     if (r == 0)
+        r = img_qcow2_identity_note(&p.h, b->backing, err);
+    if (r == 0)
         r = lay_out(b->path, &p, err);
     if (r == 0)
         r = make_data_file(b, &p, &data, err);

@@ -41,8 +41,8 @@ void img_qcow2_header_free(struct qcow2_header *h)
 
 /* ---- extensions -------------------------------------------------------- */
 
-struct qcow2_extension *img_qcow2_extension_find(struct qcow2_header *h,
-                                                 uint32_t type)
+struct qcow2_extension *
+img_qcow2_extension_find(const struct qcow2_header *h, uint32_t type)
 {
     for (size_t i = 0; i < h->n_extensions; i++)
         if (h->extensions[i].type == type)
@@ -438,6 +438,28 @@ static void put_features(struct builder *b)
     put_extension(b, QCOW2_EXT_FEATURES, table, sizeof table);
 }
 
+static bool is_courtesy(const struct qcow2_extension *e)
+{
+    return e->type == QCOW2_EXT_FEATURES || e->type == QCOW2_EXT_BASE_ID;
+}
+
+/* What is left out where it does not fit with the backing file's name. */
+static void put_courtesies(struct builder *b, const struct qcow2_header *h,
+                           size_t name_len)
+{
+    size_t end = 8 + name_len;
+
+    for (size_t i = 0; i < h->n_extensions; i++) {
+        const struct qcow2_extension *e = &h->extensions[i];
+
+        if (e->type == QCOW2_EXT_BASE_ID && h->backing &&
+            b->room - b->at >= 8 + img_round_up(e->len, 8) + end)
+            put_extension(b, e->type, e->data, e->len);
+    }
+    if (h->version >= 3 && b->room - b->at >= 8 * 48 + 8 + end + 8)
+        put_features(b);
+}
+
 static void put_bitmaps(struct builder *b, const struct qcow2_header *h)
 {
     uint8_t ext[24] = { 0 };
@@ -478,7 +500,6 @@ int img_qcow2_header_build(const char *path, const struct qcow2_header *h,
 {
     size_t cluster = (size_t)1 << h->cluster_bits;
     struct builder b = { .buf = buf, .room = cluster };
-    bool wants_features = h->version >= 3;
     size_t name_len = h->backing ? strlen(h->backing) : 0;
 
     memset(buf, 0, cluster);
@@ -493,12 +514,10 @@ int img_qcow2_header_build(const char *path, const struct qcow2_header *h,
     if (h->n_bitmaps && h->version >= 3)
         put_bitmaps(&b, h);
     for (size_t i = 0; i < h->n_extensions; i++)
-        if (h->extensions[i].type != QCOW2_EXT_FEATURES)
+        if (!is_courtesy(&h->extensions[i]))
             put_extension(&b, h->extensions[i].type, h->extensions[i].data,
                           h->extensions[i].len);
-    /* Names of features are a courtesy: left out where they do not fit. */
-    if (wants_features && b.room - b.at >= 8 * 48 + 16 + 8 + name_len)
-        put_features(&b);
+    put_courtesies(&b, h, name_len);
     put_extension(&b, QCOW2_EXT_END, NULL, 0);
     if (name_len > MAX_BACKING_NAME || name_len > b.room - b.at)
         b.full = true;

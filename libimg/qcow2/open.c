@@ -355,7 +355,10 @@ const struct img_format img_qcow2 = {
     .abandon = img_qcow2_abandon, .unmap = img_qcow2_unmap,
     .sync = img_qcow2_sync, .touch = img_qcow2_touch,
     .resize = img_qcow2_resize, .set_backing = img_qcow2_set_backing,
-    .amend = img_qcow2_amend, .check = img_qcow2_check, .measure = img_qcow2_measure, .describe = img_qcow2_describe,
+    .check_base = img_qcow2_check_base, .noted_base = img_qcow2_noted_base,
+    .fingerprint = img_qcow2_fingerprint,
+    .amend = img_qcow2_amend, .check = img_qcow2_check,
+    .measure = img_qcow2_measure, .describe = img_qcow2_describe,
     .defaults = img_qcow2_defaults,
     .snapshots = &img_qcow2_snapshot_ops, .bitmaps = &img_qcow2_bitmap_ops,
 };

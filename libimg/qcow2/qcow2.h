@@ -14,6 +14,7 @@
  *   unmap.c   zeros, discards
  *   sync.c    write-back in the order that keeps every crash leak-only
  *   create.c  new images          resize.c   another size
+ *   backing.c the link to the backing file, identity.c what that was like
  *   snapshot.c bitmap.c check.c amend.c describe.c   as named
  *
  * Locks, in this order: flush_lock (one write-back at a time, held during
@@ -193,11 +194,17 @@ int img_qcow2_header_write(struct qcow2 *q, struct img_error *err);
 void img_qcow2_header_free(struct qcow2_header *h);
 int img_qcow2_header_copy_text(char **to, const char *from,
                                struct img_error *err);
-struct qcow2_extension *img_qcow2_extension_find(struct qcow2_header *h,
-                                                 uint32_t type);
+struct qcow2_extension *
+img_qcow2_extension_find(const struct qcow2_header *h, uint32_t type);
 /* Adds or replaces; len 0 removes. */
 int img_qcow2_extension_set(struct qcow2_header *h, uint32_t type,
                             const void *data, uint32_t len,
+                            struct img_error *err);
+
+/* ---- identity.c ---- */
+/* Notes what the base of h->backing is like; base NULL: nothing is known. */
+int img_qcow2_identity_note(struct qcow2_header *h,
+                            const struct img_layer *base,
                             struct img_error *err);
 
 /* ---- open.c ---- */
@@ -365,6 +372,12 @@ int img_qcow2_resize(struct img_layer *, uint64_t size, enum img_prealloc,
 int img_qcow2_set_backing(struct img_layer *, const char *name,
                           const char *fmt, const struct img_layer *base,
                           struct img_error *);
+int img_qcow2_check_base(struct img_layer *, const struct img_layer *base,
+                         struct img_error *);
+bool img_qcow2_noted_base(const struct img_layer *, uint64_t *length,
+                          uint64_t *modified);
+void img_qcow2_fingerprint(const struct img_layer *, uint64_t *content,
+                           uint64_t *rest);
 int img_qcow2_amend(struct img_layer *, const char *const *settings,
                     const struct img_job *, struct img_error *);
 int img_qcow2_check(struct img_layer *, const struct img_check_options *,
