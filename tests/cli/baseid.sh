@@ -46,7 +46,7 @@ for f in raw qcow2 vmdk vdi; do
 
     what="$f, written to"; put $f base -P 2 32M 1M; expect changed top
     vimg info top >out 2>err || die "$what: info"
-    grep -q 'top: its backing file base was changed since' err || die "$what: info says nothing"
+    grep -Eq 'top: its backing file base was (changed|copied or written to) since' err || die "$what: info says nothing"
     [ "$(vimg info --output=json top 2>/dev/null | keys)" = "$(qemu-img info --output=json top | keys)" ] || die "$what: JSON"
     vimg convert -O raw top x.raw 2>/dev/null || die "$what: convert"
     qemu-img compare -q top x.raw || die "$what: content"
@@ -68,7 +68,8 @@ fresh qcow2
 vimg create -q -f qcow2 -b top side
 what='two levels'; expect '' side
 put qcow2 base -P 4 40M 1M; expect changed side
-vimg info side 2>&1 >/dev/null | grep -q 'top: its backing file base was changed' || die "$what: info"
+vimg info side >/dev/null 2>err; [ ! -s err ] || die "$what: info looks at its own backing file alone"
+vimg info --backing-chain side 2>&1 >/dev/null | grep -q 'top: its backing file base was changed' || die "$what: info"
 
 # QEMU keeps the note, as long as it is about the same link.
 fresh qcow2
