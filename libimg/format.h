@@ -31,6 +31,8 @@ struct img_layer {
                                    the cluster; bytes */
     bool writable;
     bool repair;                /* IMG_OPEN_REPAIR: open what can be opened */
+    bool guessed;               /* raw for want of anything better: what is
+                                   written must not make that untrue */
     bool broken;                /* corruption was met: no more writes */
     char *backing;              /* as recorded, malloc'ed; NULL = none */
     char *backing_format;       /* as recorded, malloc'ed; NULL = not said */

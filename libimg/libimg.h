@@ -87,7 +87,9 @@ typedef void img_warn_fn(void *opaque, const char *message);
 
 enum {
     IMG_OPEN_WRITE = 1,         /* default is read-only */
-    IMG_OPEN_PROBE = 2,         /* find the format out; never for guest data */
+    IMG_OPEN_PROBE = 2,         /* find the format out; never for guest data.
+                                   When it is raw, writes that would change
+                                   the answer fail with -EPERM */
     IMG_OPEN_PROBE_BACKING = 4, /* likewise an undeclared backing format */
     IMG_OPEN_NO_BACKING = 8,    /* top layer alone; holes read as zeros */
     IMG_OPEN_DIRECT = 16,       /* bypass the page cache */

@@ -30,7 +30,6 @@ static void image_free(struct nbd_image *image)
 {
     if (!image)
         return;
-    pthread_mutex_destroy(&image->head);
     free(image->path);
     free(image->snapshot);
     free(image);
@@ -126,9 +125,8 @@ static int open_image(struct nbd_image *image, bool beside,
     ret = img_open(image->path, &open, &image->disk, err);
     if (ret < 0)
         return ret;
-    image->guessed_raw = !o->format && image->writable &&
-        !strcmp(img_format_name(image->disk), "raw");
-    if (image->guessed_raw)
+    if (!o->format && image->writable &&
+        !strcmp(img_format_name(image->disk), "raw"))
         fprintf(stderr, "vimg-nbd: warning: %s: no format was given and "
                 "nothing was recognised: served as raw; what would make it "
                 "look like another format is refused. Use -f raw.\n",
@@ -156,7 +154,6 @@ static int get_image(struct nbd_exports *all, const char *path,
     image = calloc(1, sizeof *image);
     if (!image)
         return nbd_fail(err, ENOMEM, "no memory");
-    pthread_mutex_init(&image->head, NULL);
     image->path = strdup(path);
     image->snapshot = snapshot ? strdup(snapshot) : NULL;
     ret = image->path && (!snapshot || image->snapshot) ? 0 :
@@ -402,46 +399,6 @@ int nbd_export_read(struct nbd_export *e, void *buf, size_t len, uint64_t off,
     return len ? img_pread(e->disk, buf, len, e->base + off, err) : 0;
 }
 
-/* Does the beginning of a disk look like an image of some format? */
-static bool looks_like_image(const uint8_t head[512])
-{
-    static const struct { unsigned at; const char *text; size_t len; } m[] = {
-        { 0, "QFI\xfb", 4 }, { 0, "KDMV", 4 }, { 0, "COWD", 4 },
-        { 0, "# Disk DescriptorFile", 21 }, { 0, "vhdxfile", 8 },
-        { 0, "conectix", 8 }, { 0, "QED\0", 4 }, { 0, "LUKS\xba\xbe", 6 },
-        { 0, "WithoutFreeSpace", 16 }, { 0, "WithouFreSpacExt", 16 },
-        { 0x40, "\x7f\x10\xda\xbe", 4 }
-    };
-
-    for (unsigned i = 0; i < sizeof m / sizeof m[0]; i++)
-        if (!memcmp(head + m[i].at, m[i].text, m[i].len))
-            return true;
-    return false;
-}
-
-/* The format was guessed to be raw because of these bytes; a guest that
- * changes them could have the next program read any file of this machine as
- * its backing file.  Called with image->head held. */
-static int guard(struct nbd_export *e, const void *buf, size_t len,
-                 uint64_t off, struct img_error *err)
-{
-    uint8_t head[512] = { 0 };
-    uint64_t size = img_size(e->disk);
-    int ret = img_pread(e->disk, head, size < 512 ? (size_t)size : 512, 0,
-                        err);
-
-    if (ret < 0)
-        return ret;
-    if (len > sizeof head - off)
-        len = sizeof head - (size_t)off;
-    memcpy(head + off, buf, len);
-    if (looks_like_image(head))
-        return nbd_fail(err, EPERM, "%s: refused to write the signature of an "
-                    "image format into a disk whose format was guessed",
-                    img_path(e->disk));
-    return 0;
-}
-
 static bool is_zero(const void *buf, size_t len)
 {
     const uint8_t *p = buf;
@@ -464,19 +421,11 @@ int nbd_export_write(struct nbd_export *e, const void *buf, size_t len,
                      uint64_t off, bool fua, struct img_error *err)
 {
     unsigned flags = fua ? IMG_FUA : 0;
-    int ret;
 
     off += e->base;
     if (!len)
         return fua ? img_flush(e->disk, err) : 0;
-    if (!e->image->guessed_raw || off >= 512)
-        return write_bytes(e, buf, len, off, flags, err);
-    pthread_mutex_lock(&e->image->head);
-    ret = guard(e, buf, len, off, err);
-    if (ret == 0)
-        ret = write_bytes(e, buf, len, off, flags, err);
-    pthread_mutex_unlock(&e->image->head);
-    return ret;
+    return write_bytes(e, buf, len, off, flags, err);
 }
 
 int nbd_export_zero(struct nbd_export *e, uint64_t off, uint64_t len,

@@ -32,9 +32,6 @@ struct nbd_image {
     struct img_disk *disk;
     unsigned uses;
     bool writable;
-    bool guessed_raw;           /* the guest must not make it look like
-                                   something else */
-    pthread_mutex_t head;       /* writes to its first bytes, then */
 };
 
 struct nbd_export {

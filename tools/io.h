@@ -17,8 +17,6 @@ struct io {
     struct open_how how;        /* how it was opened */
     char *name, *cache;         /* texts of ours; how.cache is this one */
     bool read_only, copy_on_read;
-    bool probed_raw;            /* block 0 must not come to look like another
-                                   format */
     char *scratch;              /* overlay of -s; removed at close */
     struct io_aio *aio;
     bool quit;

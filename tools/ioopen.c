@@ -76,16 +76,13 @@ int io_open_named(struct io *io, const char *name, bool scratch)
                           io->read_only || scratch ? 0 : IMG_OPEN_WRITE);
     if (!io->disk)
         return -1;
-    io->probed_raw = !io->how.format && !io->how.image_opts &&
-                     strncmp(name, "json:", 5) &&
-                     !strcmp(img_format_name(io->disk), "raw");
     if (name != io->name) {
         free(io->name);
         io->name = need_memory(strdup(name));
     }
     if (!scratch)
         return 0;
-    io->read_only = io->probed_raw = false;
+    io->read_only = false;
     return open_scratch(io);
 }
 

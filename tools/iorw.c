@@ -275,34 +275,6 @@ static bool fill_from_file(struct request *r)
     return true;
 }
 
-/* The warning about guessed raw images promises this: what is written to
- * block 0 must not make the image look like another format. */
-static bool block_0_stays_raw(const struct io *io, const struct request *r)
-{
-    static const struct { unsigned at; const char *magic; size_t len; }
-    known[] = {
-        { 0, "QFI\xfb", 4 }, { 0, "KDMV", 4 }, { 0, "COWD", 4 },
-        { 0, "# Disk Descriptor", 17 }, { 0, "conectix", 8 },
-        { 0, "vhdxfile", 8 }, { 0, "QED", 4 }, { 0, "LUKS\xba\xbe", 6 },
-        { 0, "WithoutFreeSpace", 16 }, { 0, "WithouFreSpacExt", 16 },
-        { 0, "Bochs Virtual HD Image", 22 }, { 64, "\x7f\x10\xda\xbe", 4 },
-    };
-    char block[512] = { 0 };
-    uint64_t n;
-
-    if (!io->probed_raw || r->off >= sizeof block || r->zeroes)
-        return true;
-    n = img_size(io->disk) < sizeof block ? img_size(io->disk) : sizeof block;
-    if (img_pread(io->disk, block, (size_t)n, 0, NULL) < 0)
-        return false;
-    n = sizeof block - r->off < r->len ? sizeof block - r->off : r->len;
-    memcpy(block + r->off, r->buf, (size_t)n);
-    for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
-        if (!memcmp(block + known[i].at, known[i].magic, known[i].len))
-            return false;
-    return true;
-}
-
 static int do_write(struct io *io, struct request *r)
 {
     struct timespec start;
@@ -318,8 +290,6 @@ static int do_write(struct io *io, struct request *r)
     clock_gettime(CLOCK_MONOTONIC, &start);
     if (r->off > size || r->len > size - r->off)
         return io_failed("write", EIO, NULL);
-    if (!block_0_stays_raw(io, r))
-        return io_failed("write", EPERM, NULL);
     if (r->zeroes)
         ret = img_zero(io->disk, r->off, r->len, r->flags & ~IMG_COMPRESS,
                        &err);

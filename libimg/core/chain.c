@@ -23,7 +23,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { PROBE_BYTES = 64 * 1024, RAW_SCORE = 1 };
+enum { RAW_SCORE = 1 };
 /* Seven tenths for tables, two for what is inflated, one for core/flat. */
 #define DEFAULT_CACHE (UINT64_C(40) << 20)
 
@@ -165,8 +165,8 @@ int img_chain_probe(struct img_file *file, const struct img_format **format,
     r = img_file_size(file, &size, err);
     if (r < 0)
         return r;
-    len = (size_t)IMG_MIN(size, (uint64_t)PROBE_BYTES);
-    head = calloc(1, PROBE_BYTES);
+    len = (size_t)IMG_MIN(size, (uint64_t)IMG_PROBE_BYTES);
+    head = calloc(1, IMG_PROBE_BYTES);
     if (!head)
         return img_fail_nomem(err);
     r = len ? img_file_pread(file, head, len, 0, err) : 0;
@@ -196,6 +196,15 @@ int img_chain_probe(struct img_file *file, const struct img_format **format,
                         "its format given as raw it is taken byte by byte",
                         file->path, foreign);
     return 0;
+}
+
+const char *img_chain_recognise(const uint8_t *head, size_t len,
+                                const char *path)
+{
+    for (size_t i = 0; img_formats[i]; i++)
+        if (img_formats[i]->probe(head, len, path) > RAW_SCORE)
+            return img_formats[i]->info.name;
+    return img_foreign_name(head, len, NULL, 0);
 }
 
 /* Old images name QEMU's way of opening a file where the format belongs. */
@@ -393,6 +402,14 @@ static void look_over(struct img_chain *c)
 
 /* ---- opening ----------------------------------------------------------- */
 
+/* Tells the last layer how its format came to be known. */
+static void note_guess(struct img_chain *c, const char *given)
+{
+    struct img_layer *l = c->layers[c->n - 1];
+
+    l->guessed = !given && !strcmp(l->format->info.name, "raw");
+}
+
 /* Owns file, which may be NULL. */
 static int open_top(struct img_chain *c, const char *path, int fd,
                     struct img_file *file, struct img_error *err)
@@ -416,7 +433,10 @@ static int open_top(struct img_chain *c, const char *path, int fd,
         img_file_close(file);
         return r;
     }
-    return push_layer(c, file, format, writable, &c->opts, err);
+    r = push_layer(c, file, format, writable, &c->opts, err);
+    if (r == 0)
+        note_guess(c, c->opts.format);
+    return r;
 }
 
 /* Which file is below the layer, if any, and in which format. */
@@ -482,6 +502,8 @@ static int open_below(struct img_chain *c, struct img_layer *l,
     opts.backing = opts.backing_format = NULL;  /* were for the top */
     opts.window_offset = opts.window_size = 0;
     r = push_layer(c, file, format, false, &opts, err);
+    if (r == 0)
+        note_guess(c, b->format);
     if (r == 0 && b->recorded && l->format->check_base)
         r = l->format->check_base(l, c->layers[c->n - 1], err);
     return r;
@@ -651,6 +673,7 @@ int img_chain_reopen(struct img_chain *c, unsigned d, bool writable,
         lock_layer(c, old, true);
         return r;
     }
+    l->guessed = old->guessed;
     layer_drop(old);
     c->layers[d] = l;
     look_over(c);

@@ -3,7 +3,10 @@
 #define IMG_CORE_CHAIN_H
 #include "format.h"
 
-enum { IMG_CHAIN_MAX = 1024 };  /* layers */
+enum {
+    IMG_CHAIN_MAX = 1024,       /* layers */
+    IMG_PROBE_BYTES = 64 * 1024 /* that guessing a format looks at */
+};
 
 struct img_chain {
     struct img_layer **layers;  /* [0] is the top */
@@ -41,6 +44,10 @@ int img_chain_reopen_below(struct img_chain *chain, struct img_error *err);
 /* The format that the file most probably has; raw when nothing else. */
 int img_chain_probe(struct img_file *file, const struct img_format **format,
                     struct img_error *err);
+
+/* What a file that begins so would be taken for, in words; NULL = raw. */
+const char *img_chain_recognise(const uint8_t *head, size_t len,
+                                const char *path);
 
 /* The longest run from off with one answer, looking at layers from..n-1.
  * Beyond the end of a lower layer is ZERO, of that layer.  *depth is the

@@ -13,12 +13,14 @@ void img_io_init(struct img_io *io, struct img_chain *chain)
     *io = (struct img_io){ .chain = chain };
     img_ranges_init(&io->ranges);
     img_mutex_init(&io->pack_lock);
+    img_mutex_init(&io->head_lock);
 }
 
 void img_io_destroy(struct img_io *io)
 {
     img_packer_free(io->packer);
     img_mutex_destroy(&io->pack_lock);
+    img_mutex_destroy(&io->head_lock);
     img_ranges_destroy(&io->ranges);
 }
 

@@ -14,6 +14,7 @@ struct img_io {
     struct img_mutex pack_lock;
     struct img_packer *packer;  /* one that nobody uses; may be NULL */
     enum img_codec packer_codec;
+    struct img_mutex head_lock; /* core/head.c */
 };
 
 void img_io_init(struct img_io *, struct img_chain *);
@@ -38,6 +39,11 @@ int img_io_unmap(struct img_io *, unsigned to, uint64_t off, uint64_t len,
 int img_io_discard(struct img_io *, unsigned to, uint64_t off, uint64_t len,
                    struct img_error *);
 int img_io_flush(struct img_io *, unsigned to, struct img_error *);
+
+/* Is it watched what is written there?  Then it has to be img_io_write that
+ * does it, and not the steps below. */
+bool img_head_is_guarded(const struct img_io *, unsigned to, uint64_t off,
+                         uint64_t len);
 
 /* One packed cluster into layer `to`: the three steps apart, so that convert
  * can order the first and run the others in parallel.  The caller is the only

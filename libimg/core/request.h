@@ -30,6 +30,15 @@ int img_end_change(struct img_io *io, unsigned to, unsigned flags, int r,
 /* Notes corruption that a call of layer `to` met; returns r. */
 int img_note(struct img_io *io, unsigned to, int r);
 
+/* core/head.c.  Around every change of layer `to`, before any range is locked;
+ * iov NULL = the bytes become zeros.  Refuses with -EPERM, and is not locked
+ * then, what would make a raw image whose format was guessed look like
+ * another format. */
+int img_head_lock(struct img_io *io, unsigned to, const struct iovec *iov,
+                  int n, uint64_t off, uint64_t len, struct img_error *err);
+void img_head_unlock(struct img_io *io, unsigned to, uint64_t off,
+                     uint64_t len);
+
 /* Takes the range, widened to whole clusters, for a change of the map. */
 void img_lock_map(struct img_io *io, unsigned to, struct img_range *range,
                   uint64_t off, uint64_t len);

@@ -244,10 +244,14 @@ int img_io_write(struct img_io *io, unsigned to, const struct iovec *iov,
         r = img_scatter_init(&s, iov, n, err);
     if (r < 0)
         return r;
-    if (flags & IMG_COMPRESS)
-        r = write_compressed(io, to, &s, off, len, err);
-    else
-        r = write_plain(io, to, &s, off, len, err);
+    r = img_head_lock(io, to, iov, n, off, len, err);
+    if (r == 0) {
+        if (flags & IMG_COMPRESS)
+            r = write_compressed(io, to, &s, off, len, err);
+        else
+            r = write_plain(io, to, &s, off, len, err);
+        img_head_unlock(io, to, off, len);
+    }
     img_scatter_free(&s);
     return img_end_change(io, to, flags, r, err);
 }

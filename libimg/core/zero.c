@@ -225,14 +225,19 @@ int img_io_zero(struct img_io *io, unsigned to, uint64_t off, uint64_t len,
                 unsigned flags, struct img_error *err)
 {
     int r = img_begin_change(io, to, off, len, err);
-    uint64_t end = off + len;
+    uint64_t from = off, end = off + len;
 
+    if (r == 0)
+        r = img_head_lock(io, to, NULL, 0, off, len, err);
+    if (r < 0)
+        return r;
     while (off < end && r == 0) {
         uint64_t upto = IMG_MIN(img_round_down(off, PIECE) + PIECE, end);
 
         r = zero_piece(io, to, off, upto, flags, err);
         off = upto;
     }
+    img_head_unlock(io, to, from, len);
     return img_end_change(io, to, flags, r, err);
 }
 
@@ -240,7 +245,7 @@ int img_io_unmap(struct img_io *io, unsigned to, uint64_t off, uint64_t len,
                  enum img_unmap mode, struct img_error *err)
 {
     const struct img_layer *l = io->chain->layers[to];
-    uint64_t end;
+    uint64_t from = off, end;
     int r = img_begin_change(io, to, off, len, err);
 
     if (r < 0 || !len)
@@ -251,6 +256,9 @@ int img_io_unmap(struct img_io *io, unsigned to, uint64_t off, uint64_t len,
         return img_fail(err, EINVAL, "%s: %llu bytes at %llu are not whole "
                         "blocks of %u", l->path, (unsigned long long)len,
                         (unsigned long long)off, l->block);
+    r = img_head_lock(io, to, NULL, 0, off, len, err);
+    if (r < 0)
+        return r;
     while (off < end && r == 0) {
         uint64_t upto = IMG_MIN(img_round_down(off, PIECE) + PIECE, end);
         struct img_range range;
@@ -260,6 +268,7 @@ int img_io_unmap(struct img_io *io, unsigned to, uint64_t off, uint64_t len,
         img_range_unlock(&io->ranges, &range);
         off = upto;
     }
+    img_head_unlock(io, to, from, len);
     return img_end_change(io, to, 0, r, err);
 }
 
@@ -267,9 +276,11 @@ int img_io_discard(struct img_io *io, unsigned to, uint64_t off, uint64_t len,
                    struct img_error *err)
 {
     const struct img_layer *l = io->chain->layers[to];
-    uint64_t end = off + len;
+    uint64_t from = off, end = off + len;
     int r = img_begin_change(io, to, off, len, err);
 
+    if (r == 0)
+        r = img_head_lock(io, to, NULL, 0, off, len, err);
     if (r < 0)
         return r;
     off = img_round_up(off, l->block);
@@ -284,5 +295,6 @@ int img_io_discard(struct img_io *io, unsigned to, uint64_t off, uint64_t len,
         img_range_unlock(&io->ranges, &range);
         off = upto;
     }
+    img_head_unlock(io, to, from, len);
     return img_end_change(io, to, 0, r, err);
 }

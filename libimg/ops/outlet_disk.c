@@ -109,11 +109,12 @@ static bool is_partial(const struct img_copy *c, const struct img_piece *p)
 static int place_plain(struct img_copy *c, struct img_batch *b,
                        struct img_piece *p, struct img_error *err)
 {
-    uint64_t whole = img_round_down(p->len, c->unit);
+    bool guarded = img_head_is_guarded(c->to, c->to_layer, p->off, p->len);
+    uint64_t whole = guarded ? 0 : img_round_down(p->len, c->unit);
     struct iovec iov;
     int r = 0;
 
-    if (!is_partial(c, p))
+    if (!guarded && !is_partial(c, p))
         return reserve(c, b, p, err);
     iov = (struct iovec){ (void *)(p->data + whole),
                           (size_t)(p->len - whole) };
