@@ -196,6 +196,29 @@ fails vimg create -f vmdk -b base.vmdk -F vmdk -o subformat=monolithicFlat bad.v
 fails vimg create -f vmdk -o hwversion=4,compat6=on bad.vmdk 1M
 fails vimg create -f vmdk -o adapter_type=foo bad.vmdk 1M
 
+# On a block device, whose length does not say where the image ends.
+truncate -s 100M dev.img
+if [ "$(id -u)" = 0 ] && dev=$(losetup -f --show dev.img 2>log); then
+	cleanup() { losetup -d "$dev" 2>/dev/null || :; }
+	quiet vimg convert -f raw -O vmdk src.raw "$dev"
+	same "$dev" src.raw
+	clean "$dev"
+	quiet vimg io -f vmdk -c 'write -P 7 100000 300000' \
+		-c 'write -z 200000 70000' -c 'write -P 9 69200000 50' "$dev"
+	quiet vimg compare -f vmdk -F raw "$dev" io.raw
+	same "$dev" io.raw
+	clean "$dev"
+	quiet vimg resize -f vmdk "$dev" 6G
+	quiet vimg resize --shrink -f vmdk "$dev" "$(stat -c %s io.raw)"
+	same "$dev" io.raw
+	clean "$dev"
+	fails vimg convert -f raw -O vmdk -o subformat=streamOptimized src.raw "$dev"
+	grep -q 'cannot be written to a device' log || die "a stream on a device"
+	cleanup
+	cleanup() { :; }
+fi
+rm -f dev.img
+
 # A foreign descriptor keeps what we do not know.
 rm -f k*
 quiet vimg convert -f raw -O vmdk -o subformat=monolithicFlat src.raw k.vmdk

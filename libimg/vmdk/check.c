@@ -101,6 +101,69 @@ static void mark_metadata(struct check *c)
     mark_tables(c, s->rgd, "Redundant grain table");
 }
 
+/* Header or file end: the directory itself is not there.  A new one at the
+ * end of the file, and tables that hold what the other copy's do. */
+static int new_directory(struct check *c, struct img_error *err)
+{
+    struct vmdk_sparse *s = c->s;
+    uint64_t len = img_round_up(IMG_MAX(s->n_gd, (size_t)1) * 4, VMDK_SECTOR);
+    uint64_t at = s->next, end;
+    uint32_t *list = calloc(s->n_gd + 1, sizeof *list);
+    int r;
+
+    if (!list)
+        return img_fail_nomem(err);
+    end = img_round_up(at + len, UINT64_C(1) << s->grain_bits);
+    r = img_vmdk_grow_file(s, end, err);
+    if (r == 0)
+        r = img_file_write_zeros(s->file, at, len, err);
+    if (r) {
+        free(list);
+        return r;
+    }
+    img_tcache_forget(c->layer->tables, s->file, 0, UINT64_MAX);
+    s->next = end;
+    if (s->gd_broken) {
+        s->rgd = s->gd;
+        s->rgd_off = s->gd_off;
+        s->gd = list;
+        s->gd_off = at;
+    } else {
+        s->rgd = list;
+        s->rgd_off = at;
+    }
+    return 0;
+}
+
+static int mend_table(struct check *c, size_t g, bool second,
+                      struct img_error *err);
+
+static int mend_directory(struct check *c, struct img_error *err)
+{
+    struct vmdk_sparse *s = c->s;
+    bool second = s->rgd_broken;
+    int r = new_directory(c, err);
+
+    for (size_t g = 0; g < s->n_gd && r == 0; g++) {
+        const uint32_t *other = second ? s->gd : s->rgd;
+
+        if (other[g] && table_inside(c, other, g))
+            r = mend_table(c, g, second, err);
+        if (r == 0 && img_tcache_is_full(c->layer->tables))
+            r = img_vmdk_write_back(c->layer, err);
+    }
+    if (r == 0)
+        r = img_vmdk_write_back(c->layer, err);
+    if (r == 0)
+        r = img_vmdk_write_header(s, s->h.capacity, s->gd_off, s->rgd_off,
+                                  err);
+    if (r)
+        return r;
+    s->gd_broken = s->rgd_broken = false;
+    c->res->errors_fixed++;
+    return 0;
+}
+
 /* A directory entry that points outside: a new table, with the other copy's
  * entries where that is there. */
 static int mend_table(struct check *c, size_t g, bool second,
@@ -128,10 +191,27 @@ static int mend_table(struct check *c, size_t g, bool second,
                                img_get_le32(from->data + 4 * (size_t)i));
         img_rw_unlock(&st->lock);
         img_vmdk_tables_put(c->layer, slices);
-        c->res->errors_fixed++;
     }
     if (from)
         img_tcache_put(c->layer->tables, from);
+    return r;
+}
+
+/* A table is missing that the other copy has: a crash may leave it so, and
+ * so does a directory that was overwritten with zeros. */
+static int missing_table(struct check *c, size_t g, bool second,
+                         struct img_error *err)
+{
+    int r;
+
+    c->res->leaks++;
+    say(c, "Leaked %s %zu is missing, the other copy has one",
+        second ? "redundant grain table" : "grain table", g);
+    if (!c->mend_leaks)
+        return 0;
+    r = mend_table(c, g, second, err);
+    if (r == 0)
+        c->res->leaks_fixed++;
     return r;
 }
 
@@ -139,17 +219,25 @@ static int check_directory(struct check *c, bool second,
                            struct img_error *err)
 {
     const uint32_t *gd = second ? c->s->rgd : c->s->gd;
+    const uint32_t *other = second ? c->s->gd : c->s->rgd;
     int r = 0;
 
     for (size_t g = 0; gd && g < c->s->n_gd && r == 0; g++) {
-        if (!gd[g] || table_inside(c, gd, g))
+        if (!gd[g]) {
+            if (other && other[g] && table_inside(c, other, g))
+                r = missing_table(c, g, second, err);
+            continue;
+        }
+        if (table_inside(c, gd, g))
             continue;
         c->res->errors++;
         say(c, "ERROR %s %zu at 0x%llx does not lie in the file",
             second ? "redundant grain table" : "grain table", g,
             (unsigned long long)img_vmdk_table_off(c->s, gd, g));
-        if (c->mend)
-            r = mend_table(c, g, second, err);
+        if (!c->mend)
+            continue;
+        r = mend_table(c, g, second, err);
+        c->res->errors_fixed += r == 0;
     }
     return r;
 }
@@ -398,13 +486,15 @@ static uint64_t next_change(const struct check *c, uint64_t at)
     return IMG_MIN(at, c->to);
 }
 
-/* Streams have markers between their grains; those are no leaks. */
+/* Streams have markers between their grains; those are no leaks.  On a device
+ * what is between grains is used again after the next opening. */
 static int check_gaps(struct check *c, struct img_error *err)
 {
     uint64_t at = IMG_MAX(c->from, IMG_MIN(c->s->h.overhead, c->to)), end;
     int r = 0;
 
-    if (c->s->h.compressed || c->s->h.kind == VMDK_SE)
+    if (c->s->h.compressed || c->s->h.kind == VMDK_SE ||
+        c->s->file->is_device)
         return 0;
     while (at < c->to && r == 0) {
         end = next_change(c, at);
@@ -418,25 +508,60 @@ static int check_gaps(struct check *c, struct img_error *err)
     return r;
 }
 
+static int check_directories(struct check *c, struct img_error *err)
+{
+    struct vmdk_sparse *s = c->s;
+    int r = 0;
+
+    if (s->gd_broken || s->rgd_broken) {
+        c->res->errors++;
+        say(c, "ERROR the %sgrain directory does not lie in the file",
+            s->rgd_broken ? "redundant " : "");
+        if (c->mend)
+            r = mend_directory(c, err);
+    }
+    if (r == 0)
+        r = check_directory(c, false, err);
+    return r ? r : check_directory(c, true, err);
+}
+
+/* VMware marks an extent so while it writes it.  Byte 72 of the header. */
+static int check_closed(struct check *c, uint64_t errors_before,
+                        struct img_error *err)
+{
+    struct img_check_result *res = c->res;
+    struct vmdk_sparse *s = c->s;
+    uint8_t no = 0;
+    int r;
+
+    if (!s->h.unclean)
+        return 0;
+    say(c, "%s was not closed by the program that wrote it last",
+        s->file->path);
+    if (!c->mend || res->errors - errors_before > res->errors_fixed)
+        return 0;
+    r = img_vmdk_write_back(c->layer, err);
+    if (r == 0)
+        r = img_file_pwrite(s->file, &no, 1, 72, err);
+    if (r == 0)
+        s->h.unclean = false;
+    return r;
+}
+
 static int check_extent(struct check *c, struct img_error *err)
 {
     struct vmdk_sparse *s = c->s;
+    uint64_t errors = c->res->errors - c->res->errors_fixed;
     int r;
 
-    c->sectors = img_div_up(s->file_len, VMDK_SECTOR);
     c->last_host = 0;
+    c->res->total += img_div_up(c->x->len, UINT64_C(1) << s->grain_bits);
+    r = check_directories(c, err);
+    c->sectors = img_div_up(s->file->is_device ? s->next : s->file_len,
+                            VMDK_SECTOR);
     c->used = malloc((size_t)(IMG_MIN(c->sectors, WINDOW) / 8 + 1));
     if (!c->used)
         return img_fail_nomem(err);
-    c->res->total += img_div_up(c->x->len, UINT64_C(1) << s->grain_bits);
-    if (s->rgd_broken) {
-        c->res->errors++;
-        say(c, "ERROR the redundant grain directory does not lie in the "
-            "file");
-    }
-    r = check_directory(c, false, err);
-    if (r == 0)
-        r = check_directory(c, true, err);
     for (c->from = 0; c->from < c->sectors && r == 0; c->from += WINDOW) {
         c->to = IMG_MIN(c->from + WINDOW, c->sectors);
         memset(c->used, 0, (size_t)((c->to - c->from) / 8 + 1));
@@ -446,6 +571,12 @@ static int check_extent(struct check *c, struct img_error *err)
             r = check_gaps(c, err);
     }
     free(c->used);
+    if (r == 0)
+        r = check_closed(c, errors, err);
+    if (s->h.compressed && c->opts->repair &&
+        c->res->errors - c->res->errors_fixed > errors)
+        say(c, "%s is written once and not repaired in place; convert "
+            "--salvage copies what can be read", s->file->path);
     return r;
 }
 

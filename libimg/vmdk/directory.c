@@ -35,20 +35,22 @@ static int se_entry(struct vmdk_sparse *s, size_t i, uint64_t v,
 }
 
 static int read_directory(struct img_layer *layer, struct vmdk_sparse *s,
-                          uint64_t off, uint32_t **gd, struct img_error *err)
+                          uint64_t sector, uint32_t **gd,
+                          struct img_error *err)
 {
     struct vmdk_state *st = layer->state;
     unsigned width = s->entry;
-    uint64_t len = s->n_gd * (uint64_t)width;
+    uint64_t len = s->n_gd * (uint64_t)width, off = sector * VMDK_SECTOR;
     uint32_t *list = NULL;
     uint8_t *raw = NULL;
     int r;
 
-    if (off < VMDK_SECTOR || !img_inside(off, len, s->file_len))
+    if (!sector || sector > s->file_len / VMDK_SECTOR + 1 ||
+        !img_inside(off, len, s->file_len))
         return img_fail(err, IMG_ECORRUPT, "%s: grain directory of %zu "
-                        "entries at 0x%llx does not lie in the file (%llu "
-                        "bytes)", s->file->path, s->n_gd,
-                        (unsigned long long)off,
+                        "entries at sector %llu does not lie in the file "
+                        "(%llu bytes)", s->file->path, s->n_gd,
+                        (unsigned long long)sector,
                         (unsigned long long)s->file_len);
     if (len > VMDK_DIRECTORY_MAX - st->directory_bytes)
         return img_fail(err, EFBIG, "%s: grain directory of %llu bytes is "
@@ -130,42 +132,167 @@ static void set_shape(struct vmdk_sparse *s)
     s->n_gd = (size_t)tables;
 }
 
-static int read_directories(struct img_layer *layer, struct vmdk_sparse *s,
-                            struct img_error *err)
+static int check_places(const struct vmdk_sparse *s, struct img_error *err)
 {
     const struct vmdk_header *h = &s->h;
     uint64_t limit = s->file_len / VMDK_SECTOR + 1;
-    int r;
 
-    if (h->gd_off > limit || h->rgd_off > limit || h->tables_off > limit ||
-        h->grains_off > limit)
+    if (h->tables_off > limit || h->grains_off > limit)
         return img_fail(err, IMG_ECORRUPT, "%s: VMDK header: tables at "
                         "sector %llu do not lie in the file (%llu bytes)",
                         s->file->path, (unsigned long long)
-                        IMG_MAX(IMG_MAX(h->gd_off, h->rgd_off),
-                                IMG_MAX(h->tables_off, h->grains_off)),
+                        IMG_MAX(h->tables_off, h->grains_off),
                         (unsigned long long)s->file_len);
     if (h->kind != VMDK_SPARSE && h->gd_max < s->n_gd)
         return img_fail(err, IMG_ECORRUPT, "%s: grain directory has %llu "
                         "entries, %zu are needed", s->file->path,
                         (unsigned long long)h->gd_max, s->n_gd);
-    s->gd_off = h->gd_off * VMDK_SECTOR;
-    s->rgd_off = h->kind == VMDK_SPARSE ? h->rgd_off * VMDK_SECTOR : 0;
-    if (s->rgd_off == s->gd_off)        /* one for both: no second copy */
-        s->rgd_off = 0;
-    r = read_directory(layer, s, s->gd_off, &s->gd, err);
-    if (r == 0 && s->rgd_off) {
-        r = read_directory(layer, s, s->rgd_off, &s->rgd, err);
-        if (r == -IMG_ECORRUPT && (!layer->writable || layer->repair)) {
+    return 0;
+}
+
+/* One copy will do for reading, and for mending the other.  Who writes needs
+ * both. */
+static int read_both(struct img_layer *layer, struct vmdk_sparse *s,
+                     struct img_error *err)
+{
+    bool one_will_do = !layer->writable || layer->repair;
+    struct img_error first = { 0 };
+    int r = read_directory(layer, s, s->h.gd_off, &s->gd, &first);
+
+    if (r && (r != -IMG_ECORRUPT || !one_will_do || !s->h.rgd_off))
+        goto out;
+    s->gd_broken = r;
+    if (s->h.rgd_off && s->h.rgd_off != s->h.gd_off) {
+        r = read_directory(layer, s, s->h.rgd_off, &s->rgd, err);
+        if (s->gd_broken) {
+            if (r) {
+                r = -IMG_ECORRUPT;
+                goto out;
+            }
+            s->gd = s->rgd;
+            s->rgd = NULL;
+            layer->warn(layer, "%s; its redundant copy is used",
+                        first.message);
+        } else if (r == -IMG_ECORRUPT && one_will_do) {
             s->rgd_broken = true;
             r = 0;
         }
     }
+    return r;
+out:
+    if (err)
+        *err = first;
+    return r;
+}
+
+static int read_directories(struct img_layer *layer, struct vmdk_sparse *s,
+                            struct img_error *err)
+{
+    int r;
+
+    if (s->h.kind != VMDK_SPARSE)
+        s->h.rgd_off = 0;
+    r = check_places(s, err);
+    if (r == 0)
+        r = read_both(layer, s, err);
+    if (r)
+        return r;
+    s->gd_off = (s->gd_broken ? s->h.rgd_off : s->h.gd_off) * VMDK_SECTOR;
+    /* One for both: no second copy. */
+    s->rgd_off = s->rgd ? s->h.rgd_off * VMDK_SECTOR : 0;
     if (r == 0 && layer->writable && !layer->repair && s->entry == 4) {
         r = tables_apart(s, s->gd, err);
         if (r == 0 && s->rgd)
             r = tables_apart(s, s->rgd, err);
     }
+    return r;
+}
+
+/* ---- on a device: what is in use, by units of a grain -------------------- */
+
+enum { UNITS_MAX = 1 << 28 };       /* 32 MiB of bits */
+
+struct usage {
+    uint8_t *units;                 /* NULL = too many: only the end counts */
+    uint64_t n;
+};
+
+static void use(struct vmdk_sparse *s, struct usage *u, uint64_t off,
+                uint64_t len)
+{
+    if (!len || !img_inside(off, len, s->file_len))
+        return;
+    s->next = IMG_MAX(s->next, off + len);
+    for (uint64_t i = off >> s->grain_bits;
+         u->units && i <= (off + len - 1) >> s->grain_bits; i++)
+        u->units[i / 8] |= (uint8_t)(1u << i % 8);
+}
+
+static int use_tables(struct img_layer *layer, struct vmdk_sparse *s,
+                      struct usage *u, bool second, struct img_error *err)
+{
+    const uint32_t *gd = second ? s->rgd : s->gd;
+    struct img_slice *slice;
+    uint64_t host;
+    int r = 0;
+
+    for (size_t g = 0; gd && g < s->n_gd && r == 0; g++) {
+        uint64_t off = img_vmdk_table_off(s, gd, g);
+
+        if (off < VMDK_SECTOR || !img_inside(off, s->gt_len, s->file_len))
+            continue;
+        use(s, u, off, s->gt_len);
+        r = img_vmdk_table_get(layer, s, g, second, &slice, err);
+        if (r)
+            return r;
+        for (uint32_t i = 0; i < s->h.gt_entries; i++)
+            if (img_vmdk_grain(s, slice->data, i, &host) == VMDK_GRAIN_DATA)
+                use(s, u, host, UINT64_C(1) << s->grain_bits);
+        img_tcache_put(layer->tables, slice);
+    }
+    return r;
+}
+
+static int free_the_rest(struct vmdk_sparse *s, const struct usage *u)
+{
+    uint64_t end = s->next >> s->grain_bits, from;
+
+    for (uint64_t i = 0; u->units && i < end; i++) {
+        for (from = i; i < end && !(u->units[i / 8] >> i % 8 & 1); i++)
+            ;
+        if (i > from && img_vmdk_free_add(s, from << s->grain_bits,
+                                          (i - from) << s->grain_bits))
+            return -ENOMEM;
+    }
+    return 0;
+}
+
+int img_vmdk_find_end(struct img_layer *layer, struct vmdk_sparse *s,
+                      struct img_error *err)
+{
+    uint64_t len = img_round_up(s->n_gd * (uint64_t)s->entry, VMDK_SECTOR);
+    struct usage u = { .n = (s->file_len >> s->grain_bits) + 1 };
+    int r;
+
+    if (u.n <= UNITS_MAX && !(u.units = calloc(1, (size_t)(u.n / 8 + 1))))
+        return img_fail_nomem(err);
+    s->next = 0;
+    use(s, &u, 0, 4 * VMDK_SECTOR);
+    use(s, &u, 0, IMG_MIN(s->h.overhead, s->file_len / VMDK_SECTOR) *
+                  VMDK_SECTOR);
+    use(s, &u, s->h.text_off * VMDK_SECTOR, s->h.text_len * VMDK_SECTOR);
+    use(s, &u, s->gd_off, len);
+    use(s, &u, s->rgd_off, s->rgd ? len : 0);
+    r = use_tables(layer, s, &u, false, err);
+    if (r == 0)
+        r = use_tables(layer, s, &u, true, err);
+    s->next = img_round_up(IMG_MAX(s->next, s->h.free_sector * VMDK_SECTOR),
+                           UINT64_C(1) << s->grain_bits);
+    s->next = IMG_MIN(s->next, img_round_up(s->file_len, UINT64_C(1) <<
+                                                         s->grain_bits));
+    if (r == 0 && free_the_rest(s, &u))
+        r = img_fail_nomem(err);
+    free(u.units);
     return r;
 }
 
@@ -195,6 +322,12 @@ int img_vmdk_sparse_open(struct img_layer *layer, struct img_file *file,
             s->next = IMG_MAX(s->next, s->h.free_sector * VMDK_SECTOR);
         r = read_directories(layer, s, err);
     }
+    if (r == 0 && file->is_device && layer->writable &&
+        !s->h.compressed && s->entry == 4)
+        r = img_vmdk_find_end(layer, s, err);
+    if (r == 0 && s->h.unclean && layer->writable && !layer->repair)
+        layer->warn(layer, "%s: was not closed by the program that wrote it "
+                    "last; check tells whether that did harm", file->path);
     if (r) {
         img_vmdk_sparse_free(s);
         return r;

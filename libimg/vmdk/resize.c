@@ -79,9 +79,9 @@ static int grow_flat(struct img_layer *layer, struct vmdk_extent *x,
 }
 
 /* Capacity and directories in the header: one sector, written at once. */
-static int write_header(struct vmdk_sparse *s, uint64_t capacity,
-                        uint64_t gd_off, uint64_t rgd_off,
-                        struct img_error *err)
+int img_vmdk_write_header(struct vmdk_sparse *s, uint64_t capacity,
+                          uint64_t gd_off, uint64_t rgd_off,
+                          struct img_error *err)
 {
     uint8_t b[VMDK_SECTOR];
     int r;
@@ -190,11 +190,10 @@ static int grow_tables(struct vmdk_sparse *s, uint64_t capacity,
 
     end = at + (tables + (move ? len : 0)) * (s->rgd ? 2 : 1);
     end = img_round_up(end, UINT64_C(1) << s->grain_bits);
-    if (n > s->n_gd && s->file->is_device)
-        return img_fail(err, ENOTSUP, "%s: no room for more grain tables on "
-                        "a device", s->file->path);
     if (n > s->n_gd)
         r = img_vmdk_grow_file(s, end, err);
+    if (r == 0 && n > s->n_gd && s->file->is_device)
+        r = img_file_write_zeros(s->file, at, end - at, err);
     if (r == 0 && n > s->n_gd && s->rgd) {
         rgd_off = move ? at : rgd_off;
         at += move ? len : 0;
@@ -207,7 +206,7 @@ static int grow_tables(struct vmdk_sparse *s, uint64_t capacity,
         r = new_directory(s, s->gd, n, at, gd_off, &gd, err);
     }
     if (r == 0)
-        r = write_header(s, capacity, gd_off, rgd_off, err);
+        r = img_vmdk_write_header(s, capacity, gd_off, rgd_off, err);
     if (r) {
         free(gd);
         free(rgd);
@@ -263,7 +262,8 @@ static int shrink_sparse(struct img_layer *layer, struct vmdk_extent *x,
 
     r = img_vmdk_sync(layer, err);
     if (r == 0)
-        r = write_header(s, len / VMDK_SECTOR, s->gd_off, s->rgd_off, err);
+        r = img_vmdk_write_header(s, len / VMDK_SECTOR, s->gd_off,
+                                  s->rgd_off, err);
     while (off < end && r == 0) {
         r = img_vmdk_unmap(layer, off, end - off, IMG_UNMAP_DROP, &done, err);
         off += done;

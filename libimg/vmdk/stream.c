@@ -155,6 +155,10 @@ static int sink_begin(struct img_build *b,
     if (o.subformat != VMDK_STREAM)
         return img_fail(err, ENOTSUP, "%s: %s is not written in one pass",
                         b->path, img_vmdk_subformat_name(o.subformat));
+    if (b->file && b->file->is_device)
+        return img_fail(err, EINVAL, "%s: a streamOptimized image ends with "
+                        "its file, so it cannot be written to a device",
+                        b->path);
     r = img_vmdk_build_parent(b, &o, err);
     if (r)
         return r;

@@ -151,6 +151,8 @@ struct vmdk_sparse {
     uint64_t freed_from, freed_to;  /* of guest grains in this range */
     struct vmdk_runs free;          /* may be used again */
     bool rgd_broken;                /* there should be one */
+    bool gd_broken;                 /* gd is the redundant copy, rgd is not
+                                       there */
     size_t gd_from, gd_to;          /* entries not on disk yet: [from, to) */
 };
 
@@ -202,6 +204,10 @@ void img_vmdk_sparse_free(struct vmdk_sparse *s);
 /* Byte where table g is; 0 = there is none.  Called with the lock held. */
 uint64_t img_vmdk_table_off(const struct vmdk_sparse *s, const uint32_t *gd,
                             size_t g);
+/* The length of a device tells nothing: finds s->next, and what is free below
+ * it, from the tables. */
+int img_vmdk_find_end(struct img_layer *layer, struct vmdk_sparse *s,
+                      struct img_error *err);
 struct img_slice;
 int img_vmdk_table_get(struct img_layer *layer, struct vmdk_sparse *s,
                        size_t g, bool second, struct img_slice **slice,
@@ -277,6 +283,10 @@ int img_vmdk_read_cid(struct img_file *file, uint32_t *cid,
                       struct img_error *err);
 
 /* resize.c, describe.c, check.c */
+/* Capacity (sectors) and places of the directories in the header. */
+int img_vmdk_write_header(struct vmdk_sparse *s, uint64_t capacity,
+                          uint64_t gd_off, uint64_t rgd_off,
+                          struct img_error *err);
 int img_vmdk_resize(struct img_layer *layer, uint64_t size,
                     enum img_prealloc prealloc, struct img_error *err);
 int img_vmdk_describe(struct img_layer *layer, struct img_info *info,

@@ -23,6 +23,11 @@ int img_vmdk_grow_file(struct vmdk_sparse *s, uint64_t len,
                         "2 TiB of data", s->file->path);
     if (len <= s->file_len)
         return 0;
+    if (s->file->is_device)
+        return img_fail(err, ENOSPC, "%s: the device has %llu bytes, %llu "
+                        "are needed", s->file->path,
+                        (unsigned long long)s->file_len,
+                        (unsigned long long)len);
     r = img_file_truncate(s->file, len, err);
     if (r == 0)
         s->file_len = len;

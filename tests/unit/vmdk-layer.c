@@ -10,6 +10,7 @@ enum { FILES = 6, SECTOR = 512 };
 /* A folder in memory. */
 static struct { const char *name; struct img_file *file; } folder[FILES];
 static int n_folder, warned;
+static bool on_device;          /* what is opened seems to be a device */
 static struct img_tcache *cache;
 static struct img_error err;
 
@@ -67,6 +68,7 @@ static int open_layer(struct img_layer *l, struct img_file *file,
     l->files = malloc(sizeof *l->files);
     l->files[0] = copy_of(file);
     l->files[0]->writable = flags & IMG_OPEN_WRITE;
+    l->files[0]->is_device = on_device;
     l->n_files = 1;
     l->writable = flags & IMG_OPEN_WRITE;
     l->repair = flags & IMG_OPEN_REPAIR;
@@ -144,6 +146,7 @@ static void expect(struct img_layer *l, uint64_t off, enum img_run_kind kind,
 static int setup(void **state)
 {
     n_folder = warned = 0;
+    on_device = false;
     return img_tcache_new(1 << 20, &cache, &err);
 }
 
@@ -395,6 +398,8 @@ static void test_cve_2014_0144_header(void **state)
     struct img_file *f = small_sparse("a.vmdk", MONOLITHIC);
     uint8_t head[SECTOR], changed[SECTOR];
 
+    /* With a second copy of the directory there would be a way out. */
+    put32(f, VMDK_FLAG_NEWLINES | VMDK_FLAG_ZERO_GRAIN, 8);
     assert_ok(img_file_pread(f, head, sizeof head, 0, &err), err);
     for (size_t i = 0; i < IMG_COUNT(bad); i++) {
         struct img_layer l;
@@ -514,6 +519,122 @@ static void test_check_directory(void **state)
     close_layer(&l);
 }
 
+static uint64_t header_word(struct img_layer *l, uint64_t off)
+{
+    uint8_t raw[8];
+
+    assert_ok(img_file_pread(l->files[0], raw, 8, off, &err), err);
+    return img_get_le64(raw);
+}
+
+/* The header's pointer to a directory is damaged: the other copy serves for
+ * reading and for mending. */
+static void spare_directory(uint64_t field, uint64_t value)
+{
+    struct img_file *f = small_sparse("a.vmdk", MONOLITHIC), *mended;
+    struct img_want want = { .off = 12288, .len = 4096 };
+    struct img_place place;
+    struct img_layer l;
+
+    entry(f, 0, 16, 16);
+    entry(f, 1, 24, 24);
+    entry(f, 2, 32, 32);
+    put64(f, value, field);
+    warned = 0;
+    assert_ok(open_layer(&l, f, 0), err);
+    assert_int_equal(warned, field == 56);
+    expect(&l, 0, IMG_RUN_DATA, 0, 16 * SECTOR, 3 * 4096);
+    close_layer(&l);
+    refused(f, IMG_OPEN_WRITE, IMG_ECORRUPT);
+
+    assert_ok(open_layer(&l, f, IMG_OPEN_WRITE | IMG_OPEN_REPAIR), err);
+    check(&l, IMG_REPAIR_ALL, 1, 0);
+    assert_true(header_word(&l, 48) >= 40 || header_word(&l, 56) >= 40);
+    mended = copy_of(l.files[0]);
+    close_layer(&l);
+    assert_ok(open_layer(&l, mended, IMG_OPEN_WRITE), err);
+    check(&l, 0, 0, 0);
+    expect(&l, 0, IMG_RUN_DATA, 0, 16 * SECTOR, 3 * 4096);
+    assert_ok(img_vmdk_reserve(&l, &want, &place, &err), err);
+    assert_true(place.fresh && place.host >= 40 * SECTOR);
+    assert_ok(img_vmdk_publish(&l, &place, &err), err);
+    assert_ok(img_vmdk_sync(&l, &err), err);
+    check(&l, 0, 0, 0);
+    close_layer(&l);
+    img_file_close(mended);
+    img_file_close(f);
+    n_folder--;
+}
+
+static void test_spare_directory(void **state)
+{
+    spare_directory(56, 100000);
+    spare_directory(56, UINT64_MAX - 7);
+    spare_directory(56, 0);
+    spare_directory(48, 100000);
+    spare_directory(48, UINT64_C(1) << 60);
+}
+
+/* A directory that was overwritten with zeros. */
+static void test_missing_table(void **state)
+{
+    struct img_file *f = small_sparse("a.vmdk", MONOLITHIC);
+    struct img_layer l;
+
+    entry(f, 0, 16, 16);
+    put32(f, 0, 6 * SECTOR);
+    assert_ok(open_layer(&l, f, IMG_OPEN_WRITE | IMG_OPEN_REPAIR), err);
+    check(&l, 0, 0, 4);                 /* and three grains */
+    check(&l, IMG_REPAIR_ALL, 0, 3);
+    expect(&l, 0, IMG_RUN_DATA, 0, 16 * SECTOR, 4096);
+    close_layer(&l);
+}
+
+static void test_unclean(void **state)
+{
+    struct img_file *f = small_sparse("a.vmdk", MONOLITHIC);
+    struct img_layer l;
+
+    for (unsigned i = 0; i < 3; i++)
+        entry(f, i, 16 + 8 * i, 16 + 8 * i);
+    put(f, "\1", 1, 72);
+    assert_ok(open_layer(&l, f, IMG_OPEN_WRITE), err);
+    assert_int_equal(warned, 1);
+    close_layer(&l);
+    assert_ok(open_layer(&l, f, IMG_OPEN_WRITE | IMG_OPEN_REPAIR), err);
+    check(&l, 0, 0, 0);
+    assert_int_equal(header_word(&l, 72) & 255, 1);
+    check(&l, IMG_REPAIR_ALL, 0, 0);
+    assert_int_equal(header_word(&l, 72) & 255, 0);
+    close_layer(&l);
+}
+
+/* The length of a device says nothing of where the next grain may go. */
+static void test_device(void **state)
+{
+    struct img_file *f = small_sparse("a.vmdk", MONOLITHIC);
+    struct img_want want = { .off = 12288, .len = 4096 };
+    struct img_place place;
+    struct img_layer l;
+
+    entry(f, 0, 16, 16);
+    assert_ok(img_file_truncate(f, 40 * SECTOR, &err), err);
+    on_device = true;
+    assert_ok(open_layer(&l, f, IMG_OPEN_WRITE), err);
+    check(&l, 0, 0, 0);
+    for (unsigned i = 0; i < 2; i++) {
+        assert_ok(img_vmdk_reserve(&l, &want, &place, &err), err);
+        assert_true(place.fresh && !place.zeroed);
+        assert_int_equal(place.host, (24 + 8 * i) * SECTOR);
+        assert_ok(img_vmdk_publish(&l, &place, &err), err);
+        want.off += 4096;
+    }
+    assert_int_equal(img_vmdk_reserve(&l, &want, &place, &err), -ENOSPC);
+    assert_ok(img_vmdk_sync(&l, &err), err);
+    check(&l, 0, 0, 0);
+    close_layer(&l);
+}
+
 static void test_content_id(void **state)
 {
     struct img_file *f = small_sparse("a.vmdk", MONOLITHIC);
@@ -583,8 +704,9 @@ int main(void)
         T(test_sparse), T(test_mixed), T(test_vmfs_sparse),
         T(test_se_sparse), T(test_cve_2022_47951_names),
         T(test_cve_2014_0144_header), T(test_cve_2014_0148_loops),
-        T(test_check), T(test_check_directory), T(test_content_id),
-        T(test_writable),
+        T(test_check), T(test_check_directory), T(test_spare_directory),
+        T(test_missing_table), T(test_unclean), T(test_device),
+        T(test_content_id), T(test_writable),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
