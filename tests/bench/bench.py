@@ -6,26 +6,17 @@
 Each row is run A B A B ...; the table has medians of wall time, CPU time
 (user and system), peak memory and size of the output, and the ratio vimg /
 qemu-img of the wall times.  What either made is opened by qemu-img and
-compared with the source.
+compared with the source.  The rows on metadata at scale are in meta.py.
 """
 import os
-import re
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 
-VIMG = os.environ.get("VIMG", "vimg")
-PEER = os.environ.get("PEER", "qemu-img")
-MIB = 1 << 20
-
-
-def size_of(text):
-    number, unit = re.fullmatch(r"(\d+)([KMGT]?)", text).groups()
-    return int(number) << {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[unit]
-
+from common import (MIB, PEER, VIMG, folder_for, head, human, line, quiet,
+                    run, size_of)
+import meta
 
 SIZE = size_of(os.environ.get("SIZE") or "4G")
 RUNS = int(os.environ.get("RUNS") or 3)
@@ -80,25 +71,6 @@ ROWS = [
 ]
 
 
-def run(argv):
-    """Wall seconds, CPU seconds, peak KiB."""
-    began = time.monotonic()
-    with open(os.devnull, "r+b") as null:
-        pid = os.posix_spawnp(argv[0], argv, os.environ, file_actions=[
-            (os.POSIX_SPAWN_DUP2, null.fileno(), 0),
-            (os.POSIX_SPAWN_DUP2, null.fileno(), 1)])
-        _, status, usage = os.wait4(pid, 0)
-    took = time.monotonic() - began
-    if status:
-        sys.exit("bench: %s: exit %d" % (" ".join(argv),
-                                         os.waitstatus_to_exitcode(status)))
-    return took, usage.ru_utime + usage.ru_stime, usage.ru_maxrss
-
-
-def quiet(*argv):
-    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
-
-
 def make_disk(path, folder):
     """GPT, one ext4 with real files to 55 % of the disk, the rest empty."""
     stage = os.path.join(folder, "stage")
@@ -133,10 +105,6 @@ def make_disk(path, folder):
     return copied
 
 
-def human(count):
-    return "%.1f MiB" % (count / MIB)
-
-
 class Bench:
     def __init__(self, folder):
         self.paths = {"raw": os.path.join(folder, "disk.raw")}
@@ -146,9 +114,6 @@ class Bench:
         print("disk: %s, %s of files, %s allocated; %d runs each" % (
             human(SIZE), human(copied),
             human(os.stat(self.paths["raw"]).st_blocks * 512), RUNS))
-        print("%-17s %8s %8s %6s   %13s   %17s   %21s" % (
-            "row", "vimg s", "peer s", "ratio", "CPU s", "memory MiB",
-            "output MiB"))
 
     def need(self, argv):
         for name, (_, how) in INPUTS.items():
@@ -189,39 +154,27 @@ class Bench:
             if i == 0:
                 self.verify(output)
         self.remove_output()
-        a = [statistics.median(column) for column in zip(*ours)]
-        b = [statistics.median(column) for column in zip(*theirs)]
-        print("%-17s %8.3f %8.3f %6.2f   %6.2f %6.2f   %8.1f %8.1f   "
-              "%10.1f %10.1f" % (name, a[0], b[0], a[0] / b[0], a[1], b[1],
-                                 a[2] / 1024, b[2] / 1024, a[3] / MIB,
-                                 b[3] / MIB), flush=True)
-
-
-def folder_for(wanted):
-    """Memory, if there is enough of it."""
-    try:
-        room = os.statvfs("/dev/shm")
-        if room.f_bavail * room.f_frsize > wanted:
-            return "/dev/shm"
-    except OSError:
-        pass
-    print("bench: not enough room in /dev/shm; this is the disk's speed too")
-    return None
+        line(name, ours, theirs)
 
 
 def main():
     names = [n for n in (os.environ.get("ROW") or "").split(",") if n]
-    known = [row[0] for row in ROWS]
+    known = [row[0] for row in ROWS] + [row.name for row in meta.ROWS]
     for name in names:
         if name not in known:
             sys.exit("bench: no row %s; there are: %s" % (name,
                                                           " ".join(known)))
+    rows = [row for row in ROWS if not names or row[0] in names]
+    tables = [row for row in meta.ROWS if not names or row.name in names]
     with tempfile.TemporaryDirectory(prefix="vimg-bench.",
                                      dir=folder_for(SIZE * 4)) as folder:
-        bench = Bench(folder)
-        for row in ROWS:
-            if not names or row[0] in names:
+        if rows:
+            bench = Bench(folder)
+            head()
+            for row in rows:
                 bench.row(*row)
+    if tables:
+        meta.run_rows(tables, RUNS)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,97 @@
+"""What the benches share: running a program and what it took."""
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+VIMG = os.environ.get("VIMG", "vimg")
+PEER = os.environ.get("PEER", "qemu-img")
+MIB = 1 << 20
+# Python's own memory would be counted as that of what it starts, so that a
+# small program of Debian's "time" starts it and says what it saw.
+TIME = shutil.which("time")
+
+
+def size_of(text):
+    number, unit = re.fullmatch(r"(\d+)([KMGT]?)", text).groups()
+    return int(number) << {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[unit]
+
+
+def human(count):
+    return "%.1f MiB" % (count / MIB)
+
+
+def run(argv, codes=(0,), stderr=False, cwd=None):
+    """Wall seconds, CPU seconds, peak KiB."""
+    full, note = argv, None
+    if TIME:
+        note = tempfile.NamedTemporaryFile("r")
+        full = [TIME, "-q", "-f", "%M", "-o", note.name] + argv
+    with open(os.devnull, "r+b") as null:
+        actions = [(os.POSIX_SPAWN_DUP2, null.fileno(), 0),
+                   (os.POSIX_SPAWN_DUP2, null.fileno(), 1)]
+        if not stderr:
+            actions.append((os.POSIX_SPAWN_DUP2, null.fileno(), 2))
+        here = os.open(".", os.O_RDONLY)
+        if cwd:
+            os.chdir(cwd)
+        began = time.monotonic()
+        pid = os.posix_spawnp(full[0], full, os.environ,
+                              file_actions=actions)
+        _, status, usage = os.wait4(pid, 0)
+        took = time.monotonic() - began
+        os.fchdir(here)
+        os.close(here)
+    code = os.waitstatus_to_exitcode(status)
+    if code not in codes:
+        sys.exit("bench: %s: exit %d" % (" ".join(argv), code))
+    peak = usage.ru_maxrss
+    if note:
+        peak = int(note.read() or 0)
+        note.close()
+    return took, usage.ru_utime + usage.ru_stime, peak
+
+
+def quiet(*argv, **more):
+    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, **more)
+
+
+def text_of(*argv, codes=(0,)):
+    """Standard output of a program."""
+    done = subprocess.run(argv, stdout=subprocess.PIPE,
+                          stderr=subprocess.DEVNULL)
+    if done.returncode not in codes:
+        sys.exit("bench: %s: exit %d" % (" ".join(argv), done.returncode))
+    return done.stdout
+
+
+def head():
+    print("%-17s %8s %8s %6s   %13s   %17s   %21s" % (
+        "row", "vimg s", "peer s", "ratio", "CPU s", "memory MiB",
+        "output MiB"))
+
+
+def line(name, ours, theirs):
+    """Medians of rows of wall, CPU, peak KiB, output bytes."""
+    a = [statistics.median(column) for column in zip(*ours)]
+    b = [statistics.median(column) for column in zip(*theirs)]
+    print("%-17s %8.3f %8.3f %6.3f   %6.2f %6.2f   %8.1f %8.1f   "
+          "%10.1f %10.1f" % (name, a[0], b[0], a[0] / b[0], a[1], b[1],
+                             a[2] / 1024, b[2] / 1024, a[3] / MIB,
+                             b[3] / MIB), flush=True)
+
+
+def folder_for(wanted):
+    """Memory, if there is enough of it."""
+    try:
+        room = os.statvfs("/dev/shm")
+        if room.f_bavail * room.f_frsize > wanted:
+            return "/dev/shm"
+    except OSError:
+        pass
+    print("bench: not enough room in /dev/shm; this is the disk's speed too")
+    return None
