@@ -70,6 +70,8 @@ struct img_run {
     uint64_t off, len;
     enum img_run_kind kind;
     unsigned file;
+    bool sparse;                /* ZERO, asked EXACT: is data, in a hole of
+                                   the file */
     uint64_t host;              /* DATA: of byte off.  ZERO: of the place it
                                    keeps, or ~0.  PACKED: of the packed
                                    cluster that holds off */

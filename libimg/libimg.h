@@ -291,6 +291,8 @@ struct img_extent {
                                    that keep their place; else ~0 */
     unsigned file;              /* which file of that layer */
     bool dirty;                 /* img_bitmap_map only */
+    bool sparse;                /* ZEROS, with IMG_MAP_EXACT: data to the
+                                   format, a hole to the file system */
     uint64_t reserved[4];
 };
 enum {

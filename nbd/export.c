@@ -490,6 +490,6 @@ int nbd_export_status(struct nbd_export *e, unsigned context, uint64_t off,
         *flags = x.kind == IMG_HOLE ? 0 : x.depth + 1;
     else
         *flags = x.kind == IMG_ZEROS || x.kind == IMG_HOLE ?
-            NBD_STATE_HOLE | NBD_STATE_ZERO : 0;
+            (x.sparse ? 0 : NBD_STATE_HOLE) | NBD_STATE_ZERO : 0;
     return 0;
 }

@@ -100,7 +100,8 @@ static bool next_row(struct img_disk *disk, const struct img_info *info,
         .start = at, .length = extent.len, .depth = extent.depth,
         .present = extent.kind != IMG_HOLE,
         .zero = extent.kind == IMG_HOLE || extent.kind == IMG_ZEROS,
-        .data = extent.kind == IMG_DATA || extent.kind == IMG_COMPRESSED,
+        .data = extent.kind == IMG_DATA || extent.kind == IMG_COMPRESSED ||
+                extent.sparse,
         .offset = extent.kind == IMG_DATA || extent.kind == IMG_ZEROS
                       ? extent.host_off : UINT64_MAX,
         .file = img_file_name(disk, extent.depth, extent.file),

@@ -60,10 +60,15 @@ static int step(struct img_chain *c, unsigned from, uint64_t off,
     for (unsigned d = from; d < c->n; d++) {
         int r;
 
-        if (d == 1 && c->flat && !(flags & IMG_RUN_EXACT) &&
+        if (d == 1 && c->flat &&
             img_flat_map(c->flat, c, off, len, flags & IMG_RUN_CACHED, run,
-                         depth))
-            return 0;
+                         depth)) {
+            /* What is data is for its layer to say more exactly. */
+            if (!(flags & IMG_RUN_EXACT) || run->kind != IMG_RUN_DATA)
+                return 0;
+            return img_layer_ask(c->layers[*depth], off, run->len, flags,
+                                 run, err);
+        }
         *depth = d;
         r = img_layer_ask(c->layers[d], off, len, flags, run, err);
         if (r < 0 || run->kind != IMG_RUN_ABSENT)
@@ -88,6 +93,8 @@ bool img_run_continues(const struct img_run *a, unsigned a_depth,
     case IMG_RUN_PACKED:
         return false;
     case IMG_RUN_ZERO:
+        if (a->sparse != b->sparse)
+            return false;
         if (a->host == UINT64_MAX || b->host == UINT64_MAX)
             return a->host == b->host;
         break;

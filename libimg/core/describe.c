@@ -22,6 +22,7 @@ static void to_extent(const struct img_run *run, unsigned depth,
     *e = (struct img_extent){
         .off = run->off, .len = run->len, .kind = kinds[run->kind],
         .depth = depth, .file = run->file, .host_off = UINT64_MAX,
+        .sparse = run->kind == IMG_RUN_ZERO && run->sparse,
     };
     if (run->kind == IMG_RUN_DATA || run->kind == IMG_RUN_ZERO)
         e->host_off = run->host;

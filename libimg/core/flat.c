@@ -124,42 +124,66 @@ static bool leave_gap(struct canvas *c, uint64_t off, uint64_t end)
     return true;
 }
 
-/* One layer through one gap. */
-static bool paint_gap(struct canvas *c, struct img_layer *l, unsigned depth,
-                      const struct gap *gap)
+/* What of a layer's run lies in the gaps from number *i on, which ends past
+ * those that it fills. */
+static bool paint_run(struct canvas *c, const struct img_run *run,
+                      unsigned depth, unsigned *i)
 {
-    uint64_t off = gap->off;
+    uint64_t to = run->off + run->len;
 
-    while (off < gap->end) {
-        struct img_run run;
+    for (; *i < c->n_gaps && c->gaps[*i].off < to; ++*i) {
+        uint64_t off = IMG_MAX(c->gaps[*i].off, run->off);
+        uint64_t end = IMG_MIN(c->gaps[*i].end, to);
+        struct img_run part = *run;
         bool ok;
 
-        if (img_layer_ask(l, off, gap->end - off, 0, &run, NULL) < 0)
-            return false;
-        if (run.kind == IMG_RUN_ABSENT)
-            ok = leave_gap(c, off, off + run.len);
+        img_run_skip(&part, off - run->off);
+        part.len = end - off;
+        if (run->kind == IMG_RUN_ABSENT)
+            ok = leave_gap(c, off, end);
         else
-            ok = add_part(c, &run, depth);
+            ok = add_part(c, &part, depth);
         if (!ok)
             return false;
-        off += run.len;
+        if (c->gaps[*i].end > to)
+            break;
     }
+    return true;
+}
+
+/* A layer is asked past the gaps' ends: what it lacks is often far more than
+ * one gap. */
+static bool paint_layer(struct canvas *c, struct img_layer *l, unsigned depth)
+{
+    uint64_t off = c->gaps[0].off, end = c->gaps[c->n_gaps - 1].end;
+    struct gap *swap = c->gaps;
+    unsigned i = 0;
+
+    c->n_left = 0;
+    while (i < c->n_gaps) {
+        struct img_run run;
+
+        off = IMG_MAX(off, c->gaps[i].off);
+        if (img_layer_ask(l, off, end - off, 0, &run, NULL) < 0)
+            return false;
+        off += run.len;
+        if (run.kind == IMG_RUN_ABSENT && run.off == c->gaps[0].off &&
+            off == end)
+            return true;
+        if (!paint_run(c, &run, depth, &i))
+            return false;
+    }
+    c->gaps = c->left;
+    c->left = swap;
+    c->n_gaps = c->n_left;
     return true;
 }
 
 static bool paint(struct canvas *c, struct img_chain *chain)
 {
-    for (unsigned d = 1; d < chain->n && c->n_gaps; d++) {
-        struct gap *swap = c->gaps;
-
-        c->n_left = 0;
-        for (unsigned i = 0; i < c->n_gaps; i++)
-            if (!paint_gap(c, chain->layers[d], d, &c->gaps[i]))
-                return false;
-        c->gaps = c->left;
-        c->left = swap;
-        c->n_gaps = c->n_left;
-    }
+    for (unsigned d = 1; d < chain->n && c->n_gaps; d++)
+        if (!paint_layer(c, chain->layers[d], d))
+            return false;
     for (unsigned i = 0; i < c->n_gaps; i++) {
         struct img_run run = {
             .off = c->gaps[i].off, .len = c->gaps[i].end - c->gaps[i].off,

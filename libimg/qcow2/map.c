@@ -1,7 +1,9 @@
 /* Where guest bytes are. */
 #include "qcow2/qcow2.h"
+#include "base/bytes.h"
 #include "base/checked.h"
 #include "base/error.h"
+#include "file/file.h"
 
 #include <sys/types.h>
 
@@ -40,6 +42,30 @@ static bool continues(const struct answer *first, const struct answer *next,
     return next->host == first->host + distance;
 }
 
+/* How many entries behind number i, of those up to n, go on from it in the
+ * plainest way: each the next host cluster, or all the same nothing.  Only
+ * what a look at each by itself would accept too. */
+static uint32_t plain_entries(const struct qcow2 *q,
+                              const struct qcow2_cursor *c, uint32_t i,
+                              uint32_t n, const struct qcow2_entry *e)
+{
+    const uint8_t *at = img_qcow2_cursor_entry(q, c, i);
+    uint64_t step = e->has_host ? q->cluster_size : 0;
+    uint64_t most = n - i - 1, next = e->raw;
+    uint32_t k = 0;
+
+    if (img_qcow2_has_subclusters(q) || q->data ||
+        e->kind == QCOW2_PACKED_RUN)
+        return 0;
+    if (step)
+        most = IMG_MIN(most, (q->end - 1 - e->host) / step);
+    while (k < most && img_get_be64(at + (k + 1) * 8) == next + step) {
+        next += step;
+        k++;
+    }
+    return k;
+}
+
 /* Walks blocks from off on as long as the answer continues. */
 static int map_slice(struct qcow2 *q, const struct qcow2_cursor *c,
                      uint64_t off, uint64_t len, struct img_run *run,
@@ -51,6 +77,7 @@ static int map_slice(struct qcow2 *q, const struct qcow2_cursor *c,
     unsigned sub = (unsigned)((start >> q->block_bits) & (subs - 1));
     struct answer first = { IMG_RUN_ABSENT, 0, 0 };
     struct qcow2_entry e = { 0 };
+    uint32_t more;
 
     for (uint32_t i = 0; i < c->left && at < off + len; i++, sub = 0) {
         int r = img_qcow2_entry_decode(q, img_qcow2_cursor_entry(q, c, i),
@@ -71,6 +98,9 @@ static int map_slice(struct qcow2 *q, const struct qcow2_cursor *c,
                 goto out;
             }
         }
+        more = plain_entries(q, c, i, c->left, &e);
+        at += (uint64_t)more << q->cluster_bits;
+        i += more;
     }
 out:
     run->off = off;
@@ -109,14 +139,70 @@ static int map(struct qcow2 *q, uint64_t off, uint64_t len, bool cached,
     return r;
 }
 
+/* ---- holes of the file ------------------------------------------------- */
+
+enum { ROW = 1024 };
+
+/* Are more clusters counted than the file has blocks for?  A tenth is
+ * allowed for, so that clusters written in part do not make runs short; that
+ * is where QEMU draws the line too. */
+static bool is_sparse(struct qcow2 *q)
+{
+    uint64_t there = img_file_allocated(q->file) >> q->cluster_bits;
+    uint64_t enough = IMG_MAX(there + there / 9, there + 2);
+    uint64_t n = img_div_up(q->end, q->cluster_size), used = 0, at = 0;
+    uint64_t counts[ROW];
+
+    while (at < n && used < enough && n - at >= enough - used) {
+        uint64_t row;
+
+        if (img_qcow2_refs_get_row(q, at, IMG_MIN(n - at, (uint64_t)ROW),
+                                   counts, &row, NULL) < 0)
+            return false;
+        for (uint64_t i = 0; i < row; i++)
+            used += counts[i] != 0;
+        at += row;
+    }
+    return used >= enough;
+}
+
+/* Looked at once: a file that is filled later is asked in vain. */
+static bool may_have_holes(struct qcow2 *q)
+{
+    if (!q->looked_for_holes)
+        q->has_holes = !q->data && is_sparse(q);
+    q->looked_for_holes = true;
+    return q->has_holes;
+}
+
+static int ask_file(struct qcow2 *q, struct img_run *run,
+                    struct img_error *err)
+{
+    bool is_data;
+    int r = img_file_extent(q->file, run->host, run->len, &is_data,
+                            &run->len, err);
+
+    if (r == 0 && !is_data) {
+        run->kind = IMG_RUN_ZERO;
+        run->sparse = true;
+    }
+    return r;
+}
+
 int img_qcow2_map(struct img_layer *layer, uint64_t off, uint64_t len,
                   unsigned flags, struct img_run *run, struct img_error *err)
 {
     struct qcow2 *q = img_qcow2_of(layer);
+    bool ask = false;
     int r;
 
     img_lock(&q->lock);
     r = map(q, off, len, flags & IMG_RUN_CACHED, run, err);
+    if (r == 0 && (flags & IMG_RUN_EXACT) && !(flags & IMG_RUN_CACHED) &&
+        run->kind == IMG_RUN_DATA)
+        ask = may_have_holes(q);
     img_unlock(&q->lock);
+    if (ask)
+        r = ask_file(q, run, err);
     return img_qcow2_result(q, r);
 }

@@ -159,6 +159,8 @@ struct qcow2 {
     uint64_t hint;              /* no cluster below it is free */
     uint64_t end;               /* no byte from here on was ever used */
     bool zeros_beyond_end;      /* and they read as zeros */
+    bool looked_for_holes, has_holes;   /* does guest data lie in holes of
+                                   the file? */
     uint64_t packed_at;         /* where the next packed cluster may begin;
                                    0 = in a new cluster */
     struct qcow2_ranges frees;  /* references that may be dropped once the

@@ -9,6 +9,12 @@ import tempfile
 import time
 
 VIMG = os.environ.get("VIMG", "vimg")
+# In a build tree that is a script of libtool's; the program is beside it.
+SCRIPT = shutil.which(VIMG)
+BUILT = SCRIPT and os.path.join(os.path.dirname(SCRIPT), ".libs")
+if BUILT and os.path.exists(os.path.join(BUILT, "vimg")):
+    VIMG = os.path.join(BUILT, "vimg")
+    os.environ["LD_LIBRARY_PATH"] = BUILT
 PEER = os.environ.get("PEER", "qemu-img")
 MIB = 1 << 20
 # Python's own memory would be counted as that of what it starts, so that a

@@ -26,7 +26,11 @@ prepare qemu-io -c 'write 1M 1M' a.vdi
 prepare qemu-img create -q -f vmdk a.vmdk 64M
 prepare qemu-img convert -O vmdk -o subformat=streamOptimized a.raw s.vmdk
 
-for f in a.qcow2 b.qcow2 sub/c.qcow2 d.qcow2 e.qcow2 a.raw a.vdi a.vmdk \
+# Data in holes of the file are zeros to QEMU, in an image that has many.
+prepare qemu-img create -q -f qcow2 -o preallocation=metadata p.qcow2 8M
+prepare qemu-io -c 'write 1M 64k' -c 'write 5000k 1000k' p.qcow2
+
+for f in a.qcow2 b.qcow2 p.qcow2 sub/c.qcow2 d.qcow2 e.qcow2 a.raw a.vdi a.vmdk \
     s.vmdk; do
     case $f in  # of these two we tell more
     *.vdi|*.vmdk) code info $f ;;
