@@ -151,51 +151,113 @@ static void layer_warn(struct img_layer *l, const char *fmt, ...)
 
 /* ---- formats ----------------------------------------------------------- */
 
+/* The parts of a file by which formats are known. */
+struct look {
+    uint8_t *head;              /* IMG_PROBE_BYTES, zeros behind len */
+    size_t len, tail_len;
+    uint8_t tail[512], iso[5];
+};
+
+static int look_at(struct img_file *file, struct look *k,
+                   struct img_error *err)
+{
+    enum { ISO_AT = 16 * 2048 + 1 };    /* ECMA-119: the first descriptor */
+    uint64_t size;
+    int r = img_file_size(file, &size, err);
+
+    if (r < 0)
+        return r;
+    *k = (struct look){ .len = (size_t)IMG_MIN(size, (uint64_t)IMG_PROBE_BYTES) };
+    k->head = calloc(1, IMG_PROBE_BYTES);
+    if (!k->head)
+        return img_fail_nomem(err);
+    r = k->len ? img_file_pread(file, k->head, k->len, 0, err) : 0;
+    if (r == 0 && size >= sizeof k->tail) {
+        k->tail_len = sizeof k->tail;
+        r = img_file_pread(file, k->tail, sizeof k->tail,
+                           size - sizeof k->tail, err);
+    }
+    if (r == 0 && size >= ISO_AT + sizeof k->iso)
+        r = img_file_pread(file, k->iso, sizeof k->iso, ISO_AT, err);
+    return r;
+}
+
+/* The format that fits best, and another one that fits too: what a file
+ * really is cannot be told then. */
+static const struct img_format *best_format(const struct look *k,
+                                            const char *path, int *score,
+                                            const struct img_format **other)
+{
+    const struct img_format *format = NULL;
+
+    *other = NULL;
+    *score = -1;
+    for (size_t i = 0; img_formats[i]; i++) {
+        int now = img_formats[i]->probe(k->head, k->len, path);
+
+        if (IMG_MIN(now, *score) > RAW_SCORE)
+            *other = now > *score ? format : img_formats[i];
+        if (now > *score) {
+            *score = now;
+            format = img_formats[i];
+        }
+    }
+    return format;
+}
+
 int img_chain_probe(struct img_file *file, const struct img_format **format,
                     struct img_error *err)
 {
-    img_autofree uint8_t *head = NULL;
+    const struct img_format *other;
     const char *foreign;
-    uint8_t tail[512];
-    uint64_t size;
-    size_t len;
-    const struct img_format *other = NULL;
-    int best = -1, r;
+    struct look k = { 0 };
+    int best, r = look_at(file, &k, err);
 
-    r = img_file_size(file, &size, err);
     if (r < 0)
-        return r;
-    len = (size_t)IMG_MIN(size, (uint64_t)IMG_PROBE_BYTES);
-    head = calloc(1, IMG_PROBE_BYTES);
-    if (!head)
-        return img_fail_nomem(err);
-    r = len ? img_file_pread(file, head, len, 0, err) : 0;
-    if (r == 0 && size >= sizeof tail)
-        r = img_file_pread(file, tail, sizeof tail, size - sizeof tail, err);
-    if (r < 0)
-        return r;
-    for (size_t i = 0; img_formats[i]; i++) {
-        int score = img_formats[i]->probe(head, len, file->path);
-
-        if (score > RAW_SCORE && score == best)
-            other = img_formats[i];
-        if (score > best) {
-            best = score;
-            *format = img_formats[i];
-            other = NULL;
-        }
-    }
+        goto out;
+    *format = best_format(&k, file->path, &best, &other);
+    foreign = img_foreign_name(k.head, k.len, k.tail, k.tail_len);
     if (other)
-        return img_fail(err, EINVAL, "%s: looks like %s and like %s; its "
-                        "format has to be given", file->path,
-                        (*format)->info.name, other->info.name);
-    foreign = img_foreign_name(head, len, tail,
-                               size >= sizeof tail ? sizeof tail : 0);
-    if (best <= RAW_SCORE && foreign)
-        return img_fail(err, ENOTSUP, "%s: is %s, which cannot be read; with "
-                        "its format given as raw it is taken byte by byte",
-                        file->path, foreign);
-    return 0;
+        r = img_fail(err, EINVAL, "%s: looks like %s and like %s; its "
+                     "format has to be given", file->path,
+                     (*format)->info.name, other->info.name);
+    else if (best <= RAW_SCORE && foreign)
+        r = img_fail(err, ENOTSUP, "%s: is %s, which cannot be read; with "
+                     "its format given as raw it is taken byte by byte",
+                     file->path, foreign);
+out:
+    free(k.head);
+    return r;
+}
+
+/* What did not open as l->format may be something else altogether: then that
+ * is what to say. */
+static int name_mistake(const struct img_layer *l, int result,
+                        struct img_error *err)
+{
+    const struct img_format *real, *other;
+    const char *foreign, *want = l->format->info.name;
+    struct look k = { 0 };
+    int best;
+
+    if (look_at(l->files[0], &k, NULL) < 0 ||
+        l->format->probe(k.head, k.len, l->path) > RAW_SCORE)
+        goto out;
+    real = best_format(&k, l->path, &best, &other);
+    foreign = img_foreign_name(k.head, k.len, k.tail, k.tail_len);
+    if (best > RAW_SCORE)
+        result = img_fail(err, EINVAL, "%s: is no %s image, but %s",
+                          l->path, want, real->info.name);
+    else if (foreign)
+        result = img_fail(err, ENOTSUP, "%s: is no %s image, but %s",
+                          l->path, want, foreign);
+    else if (!memcmp(k.iso, "CD001", sizeof k.iso))
+        result = img_fail(err, EINVAL, "%s: is no %s image, but an ISO 9660 "
+                          "image, whose bytes are the disk (format raw)",
+                          l->path, want);
+out:
+    free(k.head);
+    return result;
 }
 
 const char *img_chain_recognise(const uint8_t *head, size_t len,
@@ -320,7 +382,7 @@ static int layer_open(struct img_layer *l, const struct img_format *format,
     l->format = format;
     l->repair = opts->flags & IMG_OPEN_REPAIR;
     r = format->open(l, opts, err);
-    return r < 0 ? r : check_shape(l, err);
+    return r < 0 ? name_mistake(l, r, err) : check_shape(l, err);
 }
 
 static bool same_file(const struct img_file *a, const struct img_file *b)

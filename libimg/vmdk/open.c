@@ -94,7 +94,8 @@ static int open_named(struct img_layer *layer,
         r = layer->open_file(layer, e->name, layer->writable &&
                              e->access == VMDK_RW, &file, err);
     if (r)
-        return r;
+        return img_fail_prefix(err, r, "%s: descriptor line %zu: extent "
+                               "\"%s\"", layer->path, e->line + 1, e->name);
     r = add_file(layer, file, err);
     if (r)
         return r;
