@@ -237,6 +237,13 @@ int img_pwrite(struct img_disk *disk, const void *buf, size_t len,
                uint64_t off, unsigned flags, struct img_error *err);
 int img_pwritev(struct img_disk *disk, const struct iovec *iov, int iovcnt,
                 uint64_t off, unsigned flags, struct img_error *err);
+/* For servers that must not be held up: 0, or -EAGAIN where a device, a lock,
+ * inflating or making room would have to be waited for, and for whatever is
+ * wrong: then img_pread or img_pwrite, on another thread, does it and says
+ * what.  Some of it may have been read or written. */
+int img_pread_now(struct img_disk *disk, void *buf, size_t len, uint64_t off);
+int img_pwrite_now(struct img_disk *disk, const void *buf, size_t len,
+                   uint64_t off);
 /* Reads as zeros afterwards.  Any alignment. */
 int img_zero(struct img_disk *disk, uint64_t off, uint64_t len, unsigned flags,
              struct img_error *err);
@@ -297,7 +304,8 @@ struct img_extent {
 };
 enum {
     IMG_MAP_TOP = 1,            /* do not look below the top layer */
-    IMG_MAP_EXACT = 2           /* ask the file system for holes too */
+    IMG_MAP_EXACT = 2,          /* ask the file system for holes too */
+    IMG_MAP_NOW = 4             /* -EAGAIN rather than read tables */
 };
 
 /* The longest run beginning at off, at most len, with one answer. */

@@ -428,6 +428,23 @@ int nbd_export_write(struct nbd_export *e, const void *buf, size_t len,
     return write_bytes(e, buf, len, off, flags, err);
 }
 
+int nbd_export_read_now(struct nbd_export *e, void *buf, size_t len,
+                        uint64_t off)
+{
+    return len ? img_pread_now(e->disk, buf, len, e->base + off) : 0;
+}
+
+int nbd_export_write_now(struct nbd_export *e, const void *buf, size_t len,
+                         uint64_t off)
+{
+    off += e->base;
+    if (!len)
+        return 0;
+    if (e->detect_zeroes && is_zero(buf, len))
+        return -EAGAIN;
+    return img_pwrite_now(e->disk, buf, len, off);
+}
+
 int nbd_export_zero(struct nbd_export *e, uint64_t off, uint64_t len,
                     uint16_t flags, struct img_error *err)
 {
@@ -454,17 +471,22 @@ int nbd_export_trim(struct nbd_export *e, uint64_t off, uint64_t len,
     return ret;
 }
 
-uint64_t nbd_export_hole(struct nbd_export *e, uint64_t off, uint64_t len,
-                         uint64_t *data)
+bool nbd_export_hole(struct nbd_export *e, uint64_t off, uint64_t len,
+                     bool now, uint64_t *hole, uint64_t *data)
 {
     struct img_extent x;
+    int ret;
 
     /* Not EXACT: SEEK_HOLE may walk the whole file, for every read. */
+    ret = img_map(e->disk, e->base + off, len, now ? IMG_MAP_NOW : 0, &x,
+                  NULL);
+    *hole = 0;
     *data = len;
-    if (img_map(e->disk, e->base + off, len, 0, &x, NULL) < 0)
-        return 0;               /* the read will say what is wrong */
+    if (ret < 0)                /* the read will say what is wrong */
+        return !now;
     *data = x.kind == IMG_ZEROS || x.kind == IMG_HOLE ? 0 : x.len;
-    return x.len - *data;
+    *hole = x.len - *data;
+    return true;
 }
 
 int nbd_export_status(struct nbd_export *e, unsigned context, uint64_t off,

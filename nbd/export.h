@@ -74,10 +74,17 @@ int nbd_export_zero(struct nbd_export *, uint64_t off, uint64_t len,
                     uint16_t flags, struct img_error *);
 int nbd_export_trim(struct nbd_export *, uint64_t off, uint64_t len, bool fua,
                     struct img_error *);
-/* How many bytes from off read as zeros because nothing is there; else 0 and
- * in *data how many may be something else. */
-uint64_t nbd_export_hole(struct nbd_export *, uint64_t off, uint64_t len,
-                         uint64_t *data);
+/* Without waiting for anything: -EAGAIN where that cannot be, or where
+ * something is wrong. */
+int nbd_export_read_now(struct nbd_export *, void *buf, size_t len,
+                        uint64_t off);
+int nbd_export_write_now(struct nbd_export *, const void *buf, size_t len,
+                         uint64_t off);
+/* How many bytes from off read as zeros because nothing is there, *hole;
+ * where that is 0, how many may be something else, *data.  False (only if
+ * now): tables would have to be read. */
+bool nbd_export_hole(struct nbd_export *, uint64_t off, uint64_t len,
+                     bool now, uint64_t *hole, uint64_t *data);
 /* One run of equal status in the context of that ID. */
 int nbd_export_status(struct nbd_export *, unsigned context, uint64_t off,
                       uint64_t len, uint64_t *run, uint32_t *flags,

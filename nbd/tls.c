@@ -5,9 +5,11 @@
 #include <errno.h>
 #include <libimg.h>
 #include <poll.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 #include "objects.h"
 #include "tls.h"
@@ -213,18 +215,23 @@ static int load(struct creds *c, const struct nbd_objects *objects,
 
 /* ---- records ----------------------------------------------------------- */
 
+/* gnutls lets one thread receive while another one sends, but not while keys
+ * are renewed, which either may come upon: so the lock is held for both, and
+ * nobody waits for the client's bytes with it. */
 struct conn {
     gnutls_session_t session;
     struct nbd_stream plain;
+    pthread_mutex_t lock;
 };
 
 static ssize_t pull(gnutls_transport_ptr_t p, void *buf, size_t len)
 {
     struct conn *c = p;
-    ssize_t r = c->plain.recv(&c->plain, buf, len);
+    ssize_t r = recv(c->plain.fd, buf, len, MSG_DONTWAIT);
 
     if (r < 0)
-        gnutls_transport_set_errno(c->session, EIO);
+        gnutls_transport_set_errno(c->session, errno == EAGAIN ||
+                                   errno == EINTR ? EAGAIN : EIO);
     return r;
 }
 
@@ -244,34 +251,43 @@ static ssize_t tls_recv(struct nbd_stream *s, void *buf, size_t len)
     struct conn *c = s->tls;
     ssize_t r;
 
-    c->plain.deadline = s->deadline;
-    do
+    for (;;) {
+        pthread_mutex_lock(&c->lock);
         r = gnutls_record_recv(c->session, buf, len);
-    while (r == GNUTLS_E_INTERRUPTED || r == GNUTLS_E_AGAIN);
-    return r < 0 ? -1 : r;
+        pthread_mutex_unlock(&c->lock);
+        if (r != GNUTLS_E_INTERRUPTED && r != GNUTLS_E_AGAIN)
+            return r < 0 ? -1 : r;
+        if (!nbd_stream_wait(s, POLLIN))
+            return -1;
+    }
+}
+
+static bool send_all(struct conn *c, const char *p, size_t left)
+{
+    while (left) {
+        ssize_t r = gnutls_record_send(c->session, p, left);
+
+        if (r == GNUTLS_E_INTERRUPTED || r == GNUTLS_E_AGAIN)
+            continue;           /* push waits */
+        if (r < 0)
+            return false;
+        p += r;
+        left -= (size_t)r;
+    }
+    return true;
 }
 
 static bool tls_send(struct nbd_stream *s, struct iovec *iov, int n)
 {
     struct conn *c = s->tls;
+    bool ok = true;
 
+    pthread_mutex_lock(&c->lock);
     c->plain.deadline = s->deadline;
-    for (int i = 0; i < n; i++) {
-        const char *p = iov[i].iov_base;
-        size_t left = iov[i].iov_len;
-
-        while (left) {
-            ssize_t r = gnutls_record_send(c->session, p, left);
-
-            if (r == GNUTLS_E_INTERRUPTED || r == GNUTLS_E_AGAIN)
-                continue;
-            if (r < 0)
-                return false;
-            p += r;
-            left -= (size_t)r;
-        }
-    }
-    return true;
+    for (int i = 0; i < n && ok; i++)
+        ok = send_all(c, iov[i].iov_base, iov[i].iov_len);
+    pthread_mutex_unlock(&c->lock);
+    return ok;
 }
 
 static int attach(struct conn *c, const struct creds *creds)
@@ -296,10 +312,13 @@ static int handshake(struct conn *c)
 {
     int r;
 
-    do
+    for (;;) {
         r = gnutls_handshake(c->session);
-    while (r < 0 && !gnutls_error_is_fatal(r));
-    return r;
+        if (r == GNUTLS_E_AGAIN && !nbd_stream_wait(&c->plain, POLLIN))
+            return GNUTLS_E_TIMEDOUT;
+        if (r == 0 || gnutls_error_is_fatal(r))
+            return r;
+    }
 }
 
 static struct conn *conn_new(struct nbd_stream *s, unsigned flags)
@@ -309,6 +328,7 @@ static struct conn *conn_new(struct nbd_stream *s, unsigned flags)
     if (!c)
         return NULL;
     c->plain = *s;
+    pthread_mutex_init(&c->lock, NULL);
     if (gnutls_init(&c->session, flags) < 0) {
         free(c);
         return NULL;
@@ -319,6 +339,7 @@ static struct conn *conn_new(struct nbd_stream *s, unsigned flags)
 static void conn_free(struct conn *c)
 {
     gnutls_deinit(c->session);
+    pthread_mutex_destroy(&c->lock);
     free(c);
 }
 

@@ -333,6 +333,26 @@ int img_zcache_read(struct img_zcache *c, struct img_file *file,
     return r;
 }
 
+bool img_zcache_read_now(struct img_zcache *c, struct img_file *file,
+                         const struct img_run *run, uint32_t cluster_size,
+                         uint32_t skip, uint32_t len,
+                         const struct iovec *iov, int n, size_t at)
+{
+    struct entry *e;
+
+    if (!img_inside(skip, len, cluster_size))
+        return false;
+    img_lock(&c->lock);
+    e = find(c, file, run->host);
+    e = e && !e->loading ? find_loaded(c, file, run, cluster_size) : NULL;
+    img_unlock(&c->lock);
+    if (!e)
+        return false;
+    img_iov_fill(iov, n, at, e->data + skip, len);
+    unpin(c, e);
+    return true;
+}
+
 void img_zcache_forget(struct img_zcache *c, struct img_file *file,
                        uint64_t host)
 {

@@ -16,6 +16,12 @@ int img_zcache_read(struct img_zcache *cache, struct img_file *file,
                     const struct img_run *run, uint32_t cluster_size,
                     uint32_t skip, uint32_t len, const struct iovec *iov,
                     int n, size_t at, struct img_error *err);
+/* The same if it is there already and nobody has to be waited for; else
+ * false. */
+bool img_zcache_read_now(struct img_zcache *cache, struct img_file *file,
+                         const struct img_run *run, uint32_t cluster_size,
+                         uint32_t skip, uint32_t len,
+                         const struct iovec *iov, int n, size_t at);
 /* The cluster at host is no more, or is being written anew. */
 void img_zcache_forget(struct img_zcache *cache, struct img_file *file,
                        uint64_t host);

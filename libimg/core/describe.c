@@ -61,7 +61,8 @@ static int map(struct img_disk *d, uint64_t off, uint64_t len,
     if (flags & IMG_MAP_TOP)
         view.n = 1;
     img_cursor_init(&c, &view, 0, off, len,
-                    flags & IMG_MAP_EXACT ? IMG_RUN_EXACT : 0);
+                    (flags & IMG_MAP_EXACT ? IMG_RUN_EXACT : 0) |
+                    (flags & IMG_MAP_NOW ? IMG_RUN_CACHED : 0));
     r = img_cursor_next(&c, &run, &depth, err);
     if (r < 0)
         return r;
@@ -78,7 +79,10 @@ int img_map(struct img_disk *d, uint64_t off, uint64_t len, unsigned flags,
 {
     int r;
 
-    img_read_lock(&d->structure);
+    if (!(flags & IMG_MAP_NOW))
+        img_read_lock(&d->structure);
+    else if (!img_try_read_lock(&d->structure))
+        return -EAGAIN;
     r = map(d, off, len, flags, extent, err);
     img_rw_unlock(&d->structure);
     return r;

@@ -204,6 +204,31 @@ int img_pread(struct img_disk *d, void *buf, size_t len, uint64_t off,
     return img_preadv(d, &iov, 1, off, err);
 }
 
+int img_pread_now(struct img_disk *d, void *buf, size_t len, uint64_t off)
+{
+    struct iovec iov = { buf, len };
+    int r;
+
+    if (!img_try_read_lock(&d->structure))
+        return -EAGAIN;
+    r = img_io_read_now(&d->io, &iov, 1, off);
+    img_rw_unlock(&d->structure);
+    return r;
+}
+
+int img_pwrite_now(struct img_disk *d, const void *buf, size_t len,
+                   uint64_t off)
+{
+    struct iovec iov = { (void *)buf, len };
+    int r;
+
+    if (!img_try_read_lock(&d->structure))
+        return -EAGAIN;
+    r = img_io_write_now(&d->io, &iov, 1, off);
+    img_rw_unlock(&d->structure);
+    return r;
+}
+
 int img_pwritev(struct img_disk *d, const struct iovec *iov, int iovcnt,
                 uint64_t off, unsigned flags, struct img_error *err)
 {

@@ -30,6 +30,11 @@ int img_io_read_now(struct img_io *, const struct iovec *, int n,
 /* These change layer `to` (0 but for commit), filling from it and below. */
 int img_io_write(struct img_io *, unsigned to, const struct iovec *, int n,
                  uint64_t off, unsigned flags, struct img_error *);
+/* The same for layer 0, if every byte has its place in the page cache and
+ * nobody has to be waited for; else -EAGAIN, and some may have been
+ * written. */
+int img_io_write_now(struct img_io *, const struct iovec *, int n,
+                     uint64_t off);
 int img_io_zero(struct img_io *, unsigned to, uint64_t off, uint64_t len,
                 unsigned flags, struct img_error *);
 /* The range is block aligned or ends with the layer. */

@@ -129,6 +129,33 @@ int img_io_read(struct img_io *io, unsigned from, const struct iovec *iov,
     return r;
 }
 
+/* Whether it was read. */
+static bool read_run_now(struct img_io *io, unsigned depth,
+                         const struct img_run *run, struct img_scatter *s,
+                         size_t at)
+{
+    const struct img_layer *l;
+    uint64_t cluster, skip;
+    int n;
+
+    if (run->kind == IMG_RUN_ABSENT || run->kind == IMG_RUN_ZERO) {
+        img_iov_clear(s->iov, s->n, at, (size_t)run->len);
+        return true;
+    }
+    l = io->chain->layers[depth];
+    if (run->kind == IMG_RUN_DATA) {
+        n = img_iov_slice(s->iov, s->n, at, (size_t)run->len, s->part);
+        return img_file_preadv_now(l->files[run->file], s->part, n,
+                                   run->host) == 0;
+    }
+    cluster = UINT64_C(1) << l->cluster_bits;
+    skip = run->off & (cluster - 1);
+    return skip + run->len <= cluster &&
+           img_zcache_read_now(io->chain->inflated, l->files[run->file], run,
+                               (uint32_t)cluster, (uint32_t)skip,
+                               (uint32_t)run->len, s->iov, s->n, at);
+}
+
 static int read_range_now(struct img_io *io, struct img_scatter *s,
                           uint64_t off, size_t len)
 {
@@ -137,22 +164,12 @@ static int read_range_now(struct img_io *io, struct img_scatter *s,
 
     img_cursor_init(&c, io->chain, 0, off, len, IMG_RUN_CACHED);
     while (at < len) {
-        const struct img_layer *l;
         struct img_run run;
         unsigned depth;
-        int n;
 
         if (img_cursor_next(&c, &run, &depth, NULL) < 0 ||
-            run.kind == IMG_RUN_PACKED)
+            !read_run_now(io, depth, &run, s, at))
             return -EAGAIN;
-        if (run.kind == IMG_RUN_DATA) {
-            l = io->chain->layers[depth];
-            n = img_iov_slice(s->iov, s->n, at, (size_t)run.len, s->part);
-            if (img_file_preadv_now(l->files[run.file], s->part, n, run.host))
-                return -EAGAIN;
-        } else {
-            img_iov_clear(s->iov, s->n, at, (size_t)run.len);
-        }
         at += (size_t)run.len;
     }
     return 0;

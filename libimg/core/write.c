@@ -14,20 +14,28 @@
 
 #include <stdlib.h>
 
-void img_lock_map(struct img_io *io, unsigned to, struct img_range *range,
-                  uint64_t off, uint64_t len)
+static void widen(const struct img_io *io, unsigned to, uint64_t off,
+                  uint64_t len, uint64_t *from, uint64_t *end)
 {
     const struct img_layer *l = io->chain->layers[to];
     uint64_t unit = IMG_MAX(UINT64_C(1) << l->cluster_bits,
                             (uint64_t)io->chain->align);
-    uint64_t from = img_round_down(off, unit);
-    uint64_t end = img_round_up(off + len, unit);
 
+    *from = img_round_down(off, unit);
+    *end = img_round_up(off + len, unit);
     /* A window or an extent need not begin where a block of its file does. */
     if (io->chain->align > 1) {
-        from -= IMG_MIN(from, (uint64_t)io->chain->align);
-        end += io->chain->align;
+        *from -= IMG_MIN(*from, (uint64_t)io->chain->align);
+        *end += io->chain->align;
     }
+}
+
+void img_lock_map(struct img_io *io, unsigned to, struct img_range *range,
+                  uint64_t off, uint64_t len)
+{
+    uint64_t from, end;
+
+    widen(io, to, off, len, &from, &end);
     img_range_lock(&io->ranges, range, from, end - from, true);
 }
 
@@ -254,6 +262,109 @@ int img_io_write(struct img_io *io, unsigned to, const struct iovec *iov,
     }
     img_scatter_free(&s);
     return img_end_change(io, to, flags, r, err);
+}
+
+/* ---- without waiting --------------------------------------------------- */
+
+static bool is_cached(const struct img_layer *l)
+{
+    for (unsigned i = 0; i < l->n_files; i++)
+        if (!l->files[i] || !img_file_is_cached(l->files[i]))
+            return false;
+    return true;
+}
+
+/* Going by tables that are in memory. */
+static bool is_in_place(struct img_io *io, uint64_t off, size_t len)
+{
+    struct img_chain top = *io->chain;
+    struct img_cursor c;
+
+    top.n = 1;
+    img_cursor_init(&c, &top, 0, off, len, IMG_RUN_CACHED);
+    while (len) {
+        struct img_run run;
+        unsigned depth;
+
+        if (img_cursor_next(&c, &run, &depth, NULL) < 0 ||
+            run.kind != IMG_RUN_DATA)
+            return false;
+        len -= (size_t)run.len;
+    }
+    return true;
+}
+
+/* Likewise: nothing would have to be read to fill new places up. */
+static bool is_nowhere(struct img_io *io, uint64_t off, size_t len)
+{
+    const struct img_layer *l = io->chain->layers[0];
+    uint64_t end = IMG_MIN(img_round_up(off + len, (uint64_t)l->block),
+                           l->size);
+    struct img_cursor c;
+
+    off = img_round_down(off, (uint64_t)l->block);
+    img_cursor_init(&c, io->chain, 0, off, end - off, IMG_RUN_CACHED);
+    while (off < end) {
+        struct img_run run;
+        unsigned depth;
+
+        if (img_cursor_next(&c, &run, &depth, NULL) < 0 ||
+            (run.kind != IMG_RUN_ABSENT && run.kind != IMG_RUN_ZERO))
+            return false;
+        off += run.len;
+    }
+    return true;
+}
+
+static bool change_in_place(struct img_io *io, struct img_scatter *s,
+                            uint64_t off, size_t len)
+{
+    struct img_range range;
+    size_t done;
+    int r;
+
+    if (!img_range_try(&io->ranges, &range, off, len, false))
+        return false;
+    r = write_in_place(io, 0, s, off, len, &done, NULL);
+    img_range_unlock(&io->ranges, &range);
+    return r == 0 && done == len;
+}
+
+static bool add_new(struct img_io *io, struct img_scatter *s, uint64_t off,
+                    size_t len)
+{
+    struct img_range range;
+    uint64_t from, end;
+    bool ok;
+
+    widen(io, 0, off, len, &from, &end);
+    if (!img_range_try(&io->ranges, &range, from, end - from, true))
+        return false;
+    ok = is_nowhere(io, off, len) &&
+         img_write_locked(io, 0, s, 0, off, len, NULL) == 0;
+    img_range_unlock(&io->ranges, &range);
+    return ok;
+}
+
+int img_io_write_now(struct img_io *io, const struct iovec *iov, int n,
+                     uint64_t off)
+{
+    size_t len = img_iov_total(iov, n);
+    struct img_scatter s;
+    bool ok;
+
+    if ((io->chain->opts.flags & IMG_OPEN_WRITETHROUGH) ||
+        !is_cached(io->chain->layers[0]) ||
+        !img_inside(off, len, io->chain->layers[0]->size) ||
+        !img_is_aligned(off | len, io->chain->align) ||
+        img_head_is_guarded(io, 0, off, len) ||
+        img_begin_change(io, 0, off, len, NULL) < 0 ||
+        img_scatter_init(&s, iov, n, NULL) < 0)
+        return -EAGAIN;
+    ok = is_in_place(io, off, len) ? change_in_place(io, &s, off, len) :
+        add_new(io, &s, off, len);
+    img_scatter_free(&s);
+    return ok ? 0 : -EAGAIN;
 }
 
 /* ---- the steps apart --------------------------------------------------- */

@@ -29,6 +29,11 @@ int img_file_preadv_now(struct img_file *file, const struct iovec *iov, int n,
     return file->ops->preadv_now(file, iov, n, off);
 }
 
+bool img_file_is_cached(const struct img_file *file)
+{
+    return file->ops->preadv_now && file->align <= 1;
+}
+
 int img_file_pwrite(struct img_file *file, const void *buf, size_t len,
                     uint64_t off, struct img_error *err)
 {

@@ -71,6 +71,7 @@ struct img_file {
     int fd;                     /* -1 = not a descriptor */
     bool writable, no_sync, is_device;
     bool never_now;             /* preadv_now does not work here */
+    bool in_memory;             /* all of it always is: tmpfs */
     uint32_t align;             /* of offsets and lengths, 1 but for O_DIRECT
                                    and devices, a power of two */
     uint64_t device, inode;     /* 0, 0 = has none */
@@ -98,6 +99,8 @@ int img_file_preadv(struct img_file *file, const struct iovec *iov, int n,
  * about the buffers. */
 int img_file_preadv_now(struct img_file *file, const struct iovec *iov, int n,
                         uint64_t off);
+/* Do writes end in the page cache, without waiting for a device? */
+bool img_file_is_cached(const struct img_file *file);
 int img_file_pwrite(struct img_file *file, const void *buf, size_t len,
                     uint64_t off, struct img_error *err);
 int img_file_pwritev(struct img_file *file, const struct iovec *iov, int n,

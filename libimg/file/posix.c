@@ -18,11 +18,13 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/fs.h>
+#include <linux/magic.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 enum { DIRECT_ALIGN = 4096, BOUNCE_MAX = 1 << 20 };
@@ -244,6 +246,18 @@ static int posix_preadv(struct img_file *f, const struct iovec *iov, int n,
     return 0;
 }
 
+/* RWF_NOWAIT is not known here.  Files in memory need not be asked. */
+static void without_nowait(struct img_file *f)
+{
+    struct statfs fs;
+    bool *what = &f->never_now;
+
+    if (fstatfs(f->fd, &fs) == 0 &&
+        (fs.f_type == TMPFS_MAGIC || fs.f_type == RAMFS_MAGIC))
+        what = &f->in_memory;
+    __atomic_store_n(what, true, __ATOMIC_RELAXED);
+}
+
 static int posix_preadv_now(struct img_file *f, const struct iovec *iov,
                             int n, uint64_t off)
 {
@@ -252,9 +266,11 @@ static int posix_preadv_now(struct img_file *f, const struct iovec *iov,
 
     if (f->align > 1 || n > IOV_MAX || off > INT64_MAX)
         return -EAGAIN;
-    r = preadv2(f->fd, iov, n, (off_t)off, RWF_NOWAIT);
+    r = preadv2(f->fd, iov, n, (off_t)off,
+                __atomic_load_n(&f->in_memory, __ATOMIC_RELAXED) ? 0 :
+                RWF_NOWAIT);
     if (r < 0 && (errno == EOPNOTSUPP || errno == ENOSYS))
-        __atomic_store_n(&f->never_now, true, __ATOMIC_RELAXED);
+        without_nowait(f);
     return r >= 0 && (size_t)r == total ? 0 : -EAGAIN;
 }
 

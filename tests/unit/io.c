@@ -109,9 +109,10 @@ static void one_step(struct img_disk *d, uint64_t *seed, uint64_t from,
     unsigned char data[3 * TINY_CLUSTER + TINY_CLUSTER];
     uint64_t off;
     size_t len;
+    int r;
 
     pick(seed, from, to, &off, &len);
-    switch (unit_random(seed) % 8) {
+    switch (unit_random(seed) % 10) {
     case 0: case 1: case 2:
         for (size_t i = 0; i < len; i++)
             data[i] = (unsigned char)unit_random(seed);
@@ -143,6 +144,21 @@ static void one_step(struct img_disk *d, uint64_t *seed, uint64_t from,
     case 6:
         assert_ok(img_pread(d, data, len, off, &err), err);
         assert_memory_equal(data, flat + off, len);
+        break;
+    case 7:                     /* without waiting, else as usual */
+        for (size_t i = 0; i < len; i++)
+            data[i] = (unsigned char)unit_random(seed);
+        r = img_pwrite_now(d, data, len, off);
+        assert_true(r == 0 || r == -EAGAIN);
+        if (r < 0)
+            assert_ok(img_pwrite(d, data, len, off, 0, &err), err);
+        memcpy(flat + off, data, len);
+        break;
+    case 8:
+        r = img_pread_now(d, data, len, off);
+        assert_true(r == 0 || r == -EAGAIN);
+        if (r == 0)
+            assert_memory_equal(data, flat + off, len);
         break;
     default:
         assert_ok(img_flush(d, &err), err);
@@ -348,6 +364,41 @@ static void test_places(void **state)
     assert_ok(img_close(d, &err), err);
 }
 
+/* What is done at once, and what is left to somebody who may wait. */
+static void test_without_waiting(void **state)
+{
+    static unsigned char data[TINY_CLUSTER], buf[TINY_CLUSTER];
+    const uint64_t nothing = 80 * 1024;         /* in no layer */
+    struct img_range range;
+    struct img_disk *d;
+
+    make_chain(7);
+    d = reopen("top", IMG_OPEN_WRITE);
+    memset(data, 'x', sizeof data);
+    /* Where nothing is nothing has to be read to fill the cluster up. */
+    assert_int_equal(img_pwrite_now(d, data, 100, nothing + 50), 0);
+    assert_int_equal(img_pwrite_now(d, data, 100, nothing + 3000), 0);
+    memset(flat + nothing + 50, 'x', 100);
+    memset(flat + nothing + 3000, 'x', 100);
+    check_all(d);               /* which brings all of it into memory */
+    assert_int_equal(img_pread_now(d, buf, sizeof buf, nothing), 0);
+    assert_memory_equal(buf, flat + nothing, sizeof buf);
+    /* Copying from below may take its time. */
+    assert_int_equal(img_pwrite_now(d, data, 100, 5000), -EAGAIN);
+    /* Nobody is waited for, and nothing wrong is explained. */
+    img_range_lock(&d->io.ranges, &range, nothing, 1, true);
+    assert_int_equal(img_pread_now(d, buf, 512, nothing), -EAGAIN);
+    assert_int_equal(img_pwrite_now(d, data, 512, nothing), -EAGAIN);
+    img_range_unlock(&d->io.ranges, &range);
+    assert_int_equal(img_pread_now(d, buf, 2, SIZE - 1), -EAGAIN);
+    assert_int_equal(img_pwrite_now(d, data, 2, SIZE - 1), -EAGAIN);
+    check_all(d);
+    assert_ok(img_close(d, &err), err);
+    d = reopen("top", 0);
+    assert_int_equal(img_pwrite_now(d, data, 1, nothing), -EAGAIN);
+    assert_ok(img_close(d, &err), err);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -358,6 +409,7 @@ int main(void)
         cmocka_unit_test(test_broken),
         cmocka_unit_test(test_lower_layer),
         cmocka_unit_test(test_places),
+        cmocka_unit_test(test_without_waiting),
     };
 
     return cmocka_run_group_tests(tests, folder_set_up, folder_tear_down);

@@ -1,0 +1,106 @@
+/* A slow request does not hold up those that come behind it on the same
+ * connection.
+ *
+ *   slow SOCKET structured|simple
+ * The export is slow from its middle on: everything there takes 0.3 s.
+ * For each kind of request one of those is sent, and then a read of the first
+ * bytes: its reply must come first.
+ */
+#include "raw.h"
+
+enum { MIDDLE = 32 << 20, FAST = 99 };
+
+static uint64_t structured_reply(int fd)
+{
+    static uint8_t data[65536];
+    uint8_t h[NBD_CHUNK_SIZE];
+    uint32_t len;
+
+    for (;;) {
+        if (!raw_recv(fd, h, 4))
+            FAIL("the server has closed");
+        if (nbd_get32(h) == NBD_SIMPLE_MAGIC) {
+            if (!raw_recv(fd, h + 4, NBD_SIMPLE_SIZE - 4))
+                FAIL("the server has closed");
+            if (nbd_get32(h + 4))
+                FAIL("error %u", nbd_get32(h + 4));
+            return nbd_get64(h + 8);
+        }
+        if (!raw_recv(fd, h + 4, sizeof h - 4))
+            FAIL("the server has closed");
+        len = nbd_get32(h + 16);
+        for (uint32_t n; len; len -= n) {
+            n = len < sizeof data ? len : (uint32_t)sizeof data;
+            raw_recv(fd, data, n);
+        }
+        if (nbd_get16(h + 6) & 0x8000)
+            FAIL("error chunk for request %u", (unsigned)nbd_get64(h + 8));
+        if (nbd_get16(h + 4) & NBD_REPLY_DONE)
+            return nbd_get64(h + 8);
+    }
+}
+
+static uint64_t simple_reply(int fd, uint32_t slow_read)
+{
+    static uint8_t data[1 << 20];
+    uint64_t cookie;
+
+    if (raw_simple(fd, &cookie) != 0)
+        FAIL("error");
+    if (cookie == FAST)
+        raw_recv(fd, data, 512);
+    else if (slow_read)
+        raw_recv(fd, data, slow_read);
+    return cookie;
+}
+
+int main(int argc, char **argv)
+{
+    static const uint8_t query[] =
+        "\0\0\0\0\0\0\0\1\0\0\0\17base:allocation";
+    static uint8_t data[1 << 20];
+    static const struct { uint16_t type, flags; uint32_t len; } slow[] = {
+        { NBD_CMD_READ, 0, 4096 }, { NBD_CMD_READ, 0, 1 << 20 },
+        { NBD_CMD_WRITE, 0, 4096 }, { NBD_CMD_WRITE, 0, 1 << 20 },
+        { NBD_CMD_WRITE, NBD_FLAG_FUA, 512 },
+        { NBD_CMD_WRITE_ZEROES, 0, 65536 }, { NBD_CMD_CACHE, 0, 4096 },
+        { NBD_CMD_FLUSH, 0, 0 }, { NBD_CMD_BLOCK_STATUS, 0, 65536 }
+    };
+    bool structured;
+    int fd;
+
+    if (argc < 3)
+        FAIL("slow SOCKET structured|simple");
+    structured = !strcmp(argv[2], "structured");
+    fd = raw_greet(argv[1]);
+    if (structured) {
+        raw_option(fd, NBD_OPT_STRUCTURED_REPLY, "", 0);
+        if (raw_verdict(fd) != NBD_REP_ACK)
+            FAIL("structured replies");
+        raw_option(fd, NBD_OPT_SET_META_CONTEXT, query, sizeof query - 1);
+        if (raw_verdict(fd) != NBD_REP_ACK)
+            FAIL("base:allocation");
+    }
+    raw_option(fd, NBD_OPT_GO, "\0\0\0\0\0\0", 6);
+    if (raw_verdict(fd) != NBD_REP_ACK)
+        FAIL("GO");
+    for (unsigned i = 0; i < sizeof slow / sizeof slow[0]; i++) {
+        uint64_t first, second;
+        uint32_t reads = slow[i].type == NBD_CMD_READ ? slow[i].len : 0;
+
+        if (slow[i].type == NBD_CMD_BLOCK_STATUS && !structured)
+            break;
+        raw_request(fd, slow[i].flags, slow[i].type, i,
+                    slow[i].type == NBD_CMD_FLUSH ? 0 : MIDDLE, slow[i].len);
+        if (slow[i].type == NBD_CMD_WRITE)
+            raw_send(fd, data, slow[i].len);
+        raw_request(fd, 0, NBD_CMD_READ, FAST, 0, 512);
+        first = structured ? structured_reply(fd) : simple_reply(fd, reads);
+        second = structured ? structured_reply(fd) : simple_reply(fd, reads);
+        if (first != FAST || second != i)
+            FAIL("request %u (type %u): the replies came as %u, %u", i,
+                 slow[i].type, (unsigned)first, (unsigned)second);
+    }
+    raw_request(fd, 0, NBD_CMD_DISC, 0, 0, 0);
+    return 0;
+}

@@ -1,0 +1,26 @@
+#!/bin/sh
+# A request that has to wait for its disk does not hold up the ones behind it
+# on the same connection.  The disk is nbdkit's, slow in its second half.
+. ./tests/functions.sh
+. "$srcdir/tests/nbd/nbd.sh"
+need nbdkit
+slow=$builddir/tests/nbd/slow
+[ -x "$slow" ] || skip "tests/nbd/slow is not built"
+nbdkit --dump-plugin eval >/dev/null 2>&1 || skip "nbdkit has no eval plugin"
+vimg info nbd+unix:///?socket=/nonexistent 2>&1 | grep -q "without libnbd" &&
+    skip "built without libnbd"
+
+late='if [ "$4" -ge 33554432 ]; then sleep 0.3; fi'
+nbdkit -U "$tmp/kit.sock" -P "$tmp/kit.pid" eval \
+    thread_model='echo parallel' get_size='echo 64M' can_write=true \
+    can_flush=true can_zero=true can_fua='echo native' can_extents=true \
+    pread="$late
+        dd if=/dev/zero bs=\"\$3\" count=1 status=none" \
+    pwrite="$late; cat >/dev/null" flush='sleep 0.3' zero="$late" \
+    extents="$late; echo \"\$4\" \"\$3\" 0" || die "nbdkit"
+uri="nbd+unix:///?socket=$tmp/kit.sock"
+serve -e 0 -f raw "$uri"
+"$slow" "$sock" structured
+"$slow" "$sock" simple
+stop_server
+kill "$(cat "$tmp/kit.pid")"
