@@ -183,6 +183,11 @@ struct img_format {
      * unless it is shorter). */
     int (*probe)(const uint8_t *head, size_t len, const char *path);
 
+    /* The name of the backing file, as recorded, by the first bytes of an
+     * image of this format alone: *name is malloc'ed, NULL = there is none.
+     * -EAGAIN: they do not tell.  NULL = they never do. */
+    int (*peek)(const uint8_t *head, size_t len, char **name);
+
     /* layer: path, files[0], writable, tables and the hooks are set.  Sets
      * size, cluster_bits, block, backing, backing_format, state, and adds
      * files.  close is called after a failed open too (state may be NULL);

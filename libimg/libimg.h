@@ -7,7 +7,7 @@
  * Errors.  Every function that can fail returns 0 (or a count) on success and
  * a negative errno value on failure, and explains itself in *err if err is
  * not NULL.  The codes are -EINVAL, -ENOTSUP, -ENOENT, -EACCES, -EROFS,
- * -EBUSY (locked by another program), -ENOSPC, -EFBIG, -EIO, -ENOMEM,
+ * -EBUSY (locked by another program, or others depend on it), -ENOSPC, -EFBIG, -EIO, -ENOMEM,
  * -ECANCELED, -EEXIST and -IMG_ECORRUPT; the operating system may add others
  * for a file that cannot be opened.
  *
@@ -102,10 +102,14 @@ enum {
                                    system (-d unmap) */
     IMG_OPEN_FREE_NAMES = 1024, /* VMDK extents may lie outside the image's
                                    folder; for images that are trusted */
-    IMG_OPEN_DESCRIBE = 2048    /* for img_info_get alone, read-only: a qcow2
+    IMG_OPEN_DESCRIBE = 2048,   /* for img_info_get alone, read-only: a qcow2
                                    image's data file stays closed, and so do
                                    VMDK extents under IMG_FILES_NONE; what is
                                    in them cannot be read */
+    IMG_OPEN_FORCE = 4096       /* img_commit, img_resize, img_rebase and
+                                   img_snapshot_apply may change what an
+                                   image shows even though other images in
+                                   its folder rest on it; else -EBUSY */
 };
 
 /* Which of the files that an image names may be opened: backing files, data

@@ -19,7 +19,8 @@ static const struct option_def options[] = {
       "settings to change, key=value,...; \"-o help\" lists them",
       &args.settings },
     { OPTION_FLAG, 0, "force", NULL,
-      "accepted for qemu-img's sake; it concerns encryption", &args.force },
+      "change backing_file even though overlays rest on FILE, and spoil them",
+      &args.force },
     OPEN_CACHE_ROW('t', "cache", &args.how),
     { OPTION_FLAG, 'p', "progress", NULL, "show progress", &args.progress },
     { OPTION_FLAG, 'q', "quiet", NULL, "print nothing but errors",
@@ -101,7 +102,8 @@ static int run(int argc, char **argv)
         img_close(disk, NULL);
         return code;
     }
-    disk = open_image(argv[0], &args.how, IMG_OPEN_WRITE);
+    disk = open_image(argv[0], &args.how, IMG_OPEN_WRITE |
+                      (args.force ? IMG_OPEN_FORCE : 0));
     if (!disk)
         return 1;
     code = amend(disk, &settings);

@@ -1,12 +1,10 @@
 /* vimg commit: moves what an overlay holds into an image below it. */
-#include "family.h"
 #include "open.h"
 #include "progress.h"
 #include "size.h"
 #include "vimg.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 static struct {
@@ -57,53 +55,6 @@ static unsigned find_depth(struct img_disk *disk, const char *name)
     return 0;
 }
 
-static const struct member *find_member(const struct family *f,
-                                        const char *path)
-{
-    for (size_t i = 0; i < f->n; i++)
-        if (open_same_file(f->members[i]->path, path))
-            return f->members[i];
-    return NULL;
-}
-
-static bool in_chain(struct img_disk *disk, const char *path)
-{
-    const char *file;
-
-    for (unsigned depth = 0; (file = img_file_name(disk, depth, 0)); depth++)
-        if (open_same_file(file, path))
-            return true;
-    return false;
-}
-
-/* Other overlays beside the base would show a mixture afterwards. */
-static bool nobody_else(struct img_disk *disk, unsigned depth)
-{
-    const char *base = img_file_name(disk, depth, 0);
-    const char *slash = strrchr(base, '/');
-    char *folder = slash ? format_text("%.*s", (int)(slash - base) + 1, base)
-                         : format_text(".");
-    const struct member *m;
-    struct family family;
-    bool ok = true;
-
-    family_scan(folder, false, &family);
-    free(folder);
-    m = find_member(&family, base);
-    for (size_t i = 0; m && ok && i < family.n; i++) {
-        const struct member *other = family.members[i];
-
-        if (!family_rests_on(other, m) || in_chain(disk, other->path))
-            continue;
-        complain("%s rests on %s too, and committing into that would change "
-                 "what %s holds; rebase it first, or insist with --force",
-                 other->path, base, other->path);
-        ok = false;
-    }
-    family_free(&family);
-    return ok;
-}
-
 static int commit(struct img_disk *disk, const char *name, uint64_t rate)
 {
     unsigned depth = find_depth(disk, name);
@@ -111,7 +62,7 @@ static int commit(struct img_disk *disk, const char *name, uint64_t rate)
     struct img_job *job;
     int r;
 
-    if (depth == 0 || (!args.force && !nobody_else(disk, depth)))
+    if (depth == 0)
         return 1;
     job = progress_begin(args.progress && !args.quiet);
     job->bytes_per_second = rate;
@@ -138,7 +89,8 @@ static int run(int argc, char **argv)
     if (!open_check(&args.how) ||
         !open_cache_flags(args.how.cache, "cache option", &unused))
         return 1;
-    disk = open_image(argv[0], &args.how, IMG_OPEN_WRITE | IMG_OPEN_UNMAP);
+    disk = open_image(argv[0], &args.how, IMG_OPEN_WRITE | IMG_OPEN_UNMAP |
+                      (args.force ? IMG_OPEN_FORCE : 0));
     if (!disk)
         return 1;
     code = commit(disk, argv[0], rate);

@@ -9,7 +9,7 @@
 static struct {
     struct open_how how;
     const char *backing, *backing_format, *source_cache;
-    bool unsafe, compress, progress, quiet;
+    bool unsafe, compress, force, progress, quiet;
 } args;
 
 static const struct option_def options[] = {
@@ -24,6 +24,8 @@ static const struct option_def options[] = {
       &args.unsafe },
     { OPTION_FLAG, 'c', "compress", NULL,
       "compress what has to be copied into the overlay", &args.compress },
+    { OPTION_FLAG, 0, "force", NULL,
+      "with -u, even though overlays rest on FILE, and spoil them", &args.force },
     OPEN_CACHE_ROW('t', "cache", &args.how),
     { OPTION_TEXT, 'T', "backing-cache", "CACHE",
       "likewise, of the backing files", &args.source_cache },
@@ -77,7 +79,8 @@ static int run(int argc, char **argv)
         return 1;
     }
     disk = open_image(argv[0], &args.how, IMG_OPEN_WRITE | IMG_OPEN_UNMAP |
-                      (args.unsafe ? IMG_OPEN_NO_BACKING : 0));
+                      (args.unsafe ? IMG_OPEN_NO_BACKING : 0) |
+                      (args.force ? IMG_OPEN_FORCE : 0));
     if (!disk)
         return 1;
     code = rebase(disk);

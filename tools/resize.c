@@ -10,7 +10,7 @@
 static struct {
     struct open_how how;
     const char *preallocation;
-    bool quiet, shrink;
+    bool quiet, shrink, force;
 } args;
 
 static const struct option_def options[] = {
@@ -20,6 +20,8 @@ static const struct option_def options[] = {
     { OPTION_TEXT, 0, "preallocation", "MODE",
       "off, metadata, falloc or full, for what is added",
       &args.preallocation },
+    { OPTION_FLAG, 0, "force", NULL,
+      "shrink even though overlays rest on FILE, and spoil them", &args.force },
     { OPTION_FLAG, 'q', "quiet", NULL, "print nothing but errors",
       &args.quiet },
     OPEN_IMAGE_OPTS_ROW(&args.how),
@@ -115,7 +117,8 @@ static int run(int argc, char **argv)
               "tera-, peta-\nand exabytes, respectively.\n", stderr);
         return 1;
     }
-    disk = open_image(argv[0], &args.how, IMG_OPEN_WRITE);
+    disk = open_image(argv[0], &args.how, IMG_OPEN_WRITE |
+                      (args.force ? IMG_OPEN_FORCE : 0));
     if (!disk)
         return 1;
     code = resize(disk, sign, amount, mode);

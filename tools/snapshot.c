@@ -10,7 +10,7 @@
 static struct {
     struct open_how how;
     struct option_list actions;
-    bool quiet;
+    bool quiet, force;
 } args;
 
 static const struct option_def options[] = {
@@ -22,6 +22,8 @@ static const struct option_def options[] = {
       "make the disk what it was, by ID or name", &args.actions },
     { OPTION_LIST, 'd', "delete", "NAME",
       "delete a snapshot, by name", &args.actions },
+    { OPTION_FLAG, 0, "force", NULL,
+      "apply even though overlays rest on FILE, and spoil them", &args.force },
     { OPTION_FLAG, 'q', "quiet", NULL, "print nothing but errors",
       &args.quiet },
     OPEN_SHARE_ROW(&args.how),
@@ -107,7 +109,7 @@ static int run(int argc, char **argv)
     if (args.actions.n)
         action = args.actions.uses[0];
     if (strcmp(action.name, "list"))
-        flags |= IMG_OPEN_WRITE;
+        flags |= IMG_OPEN_WRITE | (args.force ? IMG_OPEN_FORCE : 0);
     disk = open_image(argv[0], &args.how, flags);
     if (!disk)
         return 1;

@@ -147,6 +147,23 @@ static int guess_backing_format(struct making *m, struct img_error *err)
     return r;
 }
 
+/* The same for a backing file that is not opened, and so never was a chain. */
+static int refuse_own_name(const struct making *m, struct img_error *err)
+{
+    img_autofree char *path = img_path_beside(m->pub.build.path,
+                                              m->opts.backing);
+    struct stat a, b;
+
+    if (!path)
+        return img_fail_nomem(err);
+    if (m->is_stream || stat(path, &a) < 0 ||
+        stat(m->pub.build.path, &b) < 0 || a.st_dev != b.st_dev ||
+        a.st_ino != b.st_ino)
+        return 0;
+    return img_fail(err, EINVAL, "%s: is a backing file of the new image "
+                    "itself", m->pub.build.path);
+}
+
 static int resolve(struct making *m, struct img_error *err)
 {
     struct img_create_options *o = &m->opts;
@@ -155,7 +172,9 @@ static int resolve(struct making *m, struct img_error *err)
     if (r == 0 && o->backing) {
         if (!(o->flags & IMG_CREATE_NO_OPEN_BACKING))
             r = open_backing(m, err);
-        else if (!o->backing_format)
+        else
+            r = refuse_own_name(m, err);
+        if (r == 0 && !m->backing && !o->backing_format)
             r = guess_backing_format(m, err);
     }
     if (r < 0)

@@ -7,6 +7,7 @@
  */
 #include "core/disk.h"
 #include "ops/convert.h"
+#include "ops/dependants.h"
 #include "ops/resize.h"
 #include "base/checked.h"
 #include "base/error.h"
@@ -95,6 +96,9 @@ int img_commit(struct img_disk *d, unsigned depth, bool keep,
                         : "%s: has no such layer below it", top->path);
     if (empty && !top->writable)
         return img_fail(err, EROFS, "%s: not open for writing", top->path);
+    r = img_dependants_refuse(d, 1, depth, "committing into that", err);
+    if (r < 0)
+        return r;
     img_write_lock(&d->structure);
     r = img_io_flush(&d->io, 0, err);
     was_writable = d->chain->layers[depth]->writable;

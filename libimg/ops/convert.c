@@ -11,7 +11,6 @@
 #include "file/file.h"
 
 #include <string.h>
-#include <sys/stat.h>
 
 enum { SPARSE_DEFAULT = 4096, SPARSE_MIN = 512, SPARSE_MAX = 1 << 20 };
 
@@ -105,33 +104,60 @@ void img_convert_end(struct img_convert *cv)
     img_source_free(&cv->copy.source);
 }
 
-/* Is the file at path one that the sources are read from? */
-static int refuse_own_file(struct img_convert *cv, const char *path,
-                           struct img_error *err)
+/* Is it a file that the sources are read from? */
+static int refuse_source(const struct img_convert *cv,
+                         const struct img_file *target, const char *path,
+                         struct img_error *err)
 {
-    struct stat st;
-
-    if (stat(path, &st) < 0)
-        return 0;
     for (size_t i = 0; i < cv->n_from; i++) {
         const struct img_chain *chain = cv->from[i]->chain;
 
         for (unsigned d = 0; d < chain->n; d++)
             for (unsigned k = 0; k < chain->layers[d]->n_files; k++) {
                 const struct img_file *f = chain->layers[d]->files[k];
-                struct img_file target = {
-                    .is_device = S_ISBLK(st.st_mode),
-                    .device = S_ISBLK(st.st_mode) ? st.st_rdev : st.st_dev,
-                    .inode = S_ISBLK(st.st_mode) ? 0 : st.st_ino,
-                };
 
-                if (f && img_file_is_same(f, &target))
+                if (f && img_file_is_same(f, target))
                     return img_fail(err, EBUSY, "%s: is a file that the "
                                     "source %s is read from", path,
                                     img_path(cv->from[i]));
             }
     }
     return 0;
+}
+
+int img_convert_refuse_source(const struct img_convert *cv,
+                              const struct stat *st, const char *path,
+                              struct img_error *err)
+{
+    bool is_device = S_ISBLK(st->st_mode);
+    struct img_file target = {
+        .is_device = is_device, .device = is_device ? st->st_rdev : st->st_dev,
+        .inode = is_device ? 0 : st->st_ino,
+    };
+
+    return refuse_source(cv, &target, path, err);
+}
+
+static int refuse_own_file(const struct img_convert *cv, const char *path,
+                           struct img_error *err)
+{
+    struct stat st;
+
+    return stat(path, &st) < 0
+           ? 0 : img_convert_refuse_source(cv, &st, path, err);
+}
+
+/* What is below the target is not written to. */
+static int refuse_own_disk(const struct img_convert *cv,
+                           const struct img_disk *to, struct img_error *err)
+{
+    const struct img_layer *l = to->chain->layers[0];
+    int r = 0;
+
+    for (unsigned i = 0; i < l->n_files && r == 0; i++)
+        if (l->files[i])
+            r = refuse_source(cv, l->files[i], l->files[i]->path, err);
+    return r;
 }
 
 /* ---- into an open disk ------------------------------------------------- */
@@ -278,7 +304,9 @@ int img_copy(struct img_disk *const *from, size_t n_from, struct img_disk *to,
     r = img_convert_begin(&cv, from, n_from, opts, job, err);
     if (r == 0) {
         img_read_lock(&to->structure);
-        r = img_convert_to_disk(&cv, to, false, err);
+        r = refuse_own_disk(&cv, to, err);
+        if (r == 0)
+            r = img_convert_to_disk(&cv, to, false, err);
         img_rw_unlock(&to->structure);
     }
     img_convert_end(&cv);

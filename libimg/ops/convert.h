@@ -5,6 +5,8 @@
 #include "core/disk.h"
 #include "ops/copy.h"
 
+#include <sys/stat.h>
+
 struct img_convert {
     struct img_convert_options opts;
     struct img_create_options create;
@@ -20,6 +22,11 @@ struct img_convert {
 int img_convert_begin(struct img_convert *cv, struct img_disk *const *from,
                       size_t n_from, const struct img_convert_options *opts,
                       const struct img_job *job, struct img_error *err);
+/* Refuses what the sources are read from as a target; path is for the
+ * message. */
+int img_convert_refuse_source(const struct img_convert *cv,
+                              const struct stat *st, const char *path,
+                              struct img_error *err);
 void img_convert_end(struct img_convert *cv);
 
 /* Fills layer 0 of an open disk.  made: it was created just now. */

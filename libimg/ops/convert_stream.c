@@ -169,8 +169,11 @@ int img_convert_fd(struct img_disk *const *from, size_t n_from, int fd,
 {
     struct fd_writer w = { fd };
     struct img_convert cv;
+    struct stat st;
     int r = img_convert_begin(&cv, from, n_from, opts, job, err);
 
+    if (r == 0 && fstat(fd, &st) == 0)
+        r = img_convert_refuse_source(&cv, &st, "the output", err);
     if (r == 0)
         r = convert_stream(&cv, &w, err);
     img_convert_end(&cv);

@@ -9,6 +9,7 @@
 #include "core/disk.h"
 #include "core/path.h"
 #include "ops/convert.h"
+#include "ops/dependants.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/error.h"
@@ -16,6 +17,7 @@
 #include "file/file.h"
 
 #include <string.h>
+#include <sys/stat.h>
 
 enum { SPARSE = 4096 };
 
@@ -136,6 +138,27 @@ static int look_for_base(struct rebase *rb, struct img_error *err)
     return r;
 }
 
+static bool stat_beside(const struct img_layer *l, const char *name,
+                        struct stat *st)
+{
+    img_autofree char *path = img_path_beside(l->path, name);
+
+    return path && stat(path, st) == 0;
+}
+
+/* Does unsafe mode put another file below the image?  Nothing can be made
+ * worse where the old one is gone. */
+static bool is_other_base(const struct rebase *rb)
+{
+    const struct img_layer *top = top_of(rb);
+    struct stat old, new;
+
+    if (!top->backing || !stat_beside(top, top->backing, &old))
+        return false;
+    return !rb->name || !stat_beside(top, rb->name, &new) ||
+           old.st_dev != new.st_dev || old.st_ino != new.st_ino;
+}
+
 static int rebase(struct rebase *rb, const struct img_job *job,
                   struct img_error *err)
 {
@@ -145,6 +168,9 @@ static int rebase(struct rebase *rb, const struct img_job *job,
     if (r == 0 && rb->format && !img_format_find(rb->format))
         r = img_fail(err, ENOTSUP, "%s: unknown backing format '%s'",
                      top->path, rb->format);
+    if (r == 0 && rb->opts.unsafe && is_other_base(rb))
+        r = img_dependants_refuse(rb->disk, 0, 0, "another file below that",
+                                  err);
     if (r == 0)
         r = img_io_flush(&rb->disk->io, 0, err);
     if (r == 0 && !rb->opts.unsafe)

@@ -10,6 +10,7 @@
 #include "base/checked.h"
 #include "base/error.h"
 #include "ops/convert.h"
+#include "ops/dependants.h"
 
 /* Must this run of [from, end) be cleared?  Data of the layer itself only
  * where the old last cluster goes on: behind that it is preallocated. */
@@ -81,8 +82,12 @@ int img_resize(struct img_disk *d, uint64_t size, bool shrink,
                struct img_error *err)
 {
     struct img_layer *l = d->chain->layers[0];
-    int r;
+    int r = 0;
 
+    if (size < l->size && shrink)
+        r = img_dependants_refuse(d, 0, 0, "cutting that off", err);
+    if (r < 0)
+        return r;
     img_write_lock(&d->structure);
     if (size < l->size && !shrink)
         r = img_fail(err, EINVAL, "%s: what is beyond %llu bytes would be "

@@ -1,5 +1,5 @@
 /* Internal snapshots: alone on the disk, then the format's work. */
-#include "core/disk.h"
+#include "ops/dependants.h"
 #include "base/error.h"
 
 enum verb { CREATE, APPLY, REMOVE };
@@ -47,7 +47,10 @@ int img_snapshot_create(struct img_disk *d, const char *name,
 int img_snapshot_apply(struct img_disk *d, const char *name,
                        struct img_error *err)
 {
-    return snapshot(d, APPLY, name, err);
+    int r = img_dependants_refuse(d, 0, 0, "going back to a snapshot of that",
+                                  err);
+
+    return r < 0 ? r : snapshot(d, APPLY, name, err);
 }
 
 int img_snapshot_delete(struct img_disk *d, const char *name,

@@ -327,6 +327,24 @@ static int qcow2_probe(const uint8_t *head, size_t len, const char *path)
     return img_get_be32(head + 4) >= 2 ? 100 : 0;
 }
 
+static int qcow2_peek(const uint8_t *head, size_t len, char **name)
+{
+    uint64_t off;
+    uint32_t name_len;
+
+    *name = NULL;
+    if (len < 20)
+        return -EAGAIN;
+    off = img_get_be64(head + 8);
+    name_len = img_get_be32(head + 16);
+    if (!off || !name_len)
+        return 0;
+    if (!img_inside(off, name_len, len))
+        return -EAGAIN;
+    *name = strndup((const char *)head + off, name_len);
+    return *name ? 0 : -ENOMEM;
+}
+
 static int qcow2_codec(struct img_layer *layer, enum img_codec *codec,
                        struct img_error *err)
 {
@@ -348,7 +366,7 @@ const struct img_format img_qcow2 = {
                     IMG_CAN_BITMAP | IMG_CAN_CHECK | IMG_CAN_AMEND,
         .create_options = img_qcow2_options,
     },
-    .probe = qcow2_probe, .open = qcow2_open, .finish = qcow2_finish,
+    .probe = qcow2_probe, .peek = qcow2_peek, .open = qcow2_open, .finish = qcow2_finish,
     .close = qcow2_close,
     .create = img_qcow2_create, .codec = qcow2_codec, .map = img_qcow2_map,
     .reserve = img_qcow2_reserve, .publish = img_qcow2_publish,

@@ -87,8 +87,9 @@ static int sync_files(struct qcow2 *q, struct img_error *err)
 
 /* The file covers every cluster in use, so that nothing that the tables name
  * lies beyond its end.  Under the lock, for then no write in flight reaches
- * beyond q->end, and none is cut off. */
-static int extend(struct qcow2 *q, struct img_error *err)
+ * beyond q->end, and none is cut off.  QEMU leaves files that end within a
+ * cluster; as long as nothing is to be written they are let alone. */
+static int extend(struct qcow2 *q, bool changed, struct img_error *err)
 {
     uint64_t size;
     int r;
@@ -97,6 +98,8 @@ static int extend(struct qcow2 *q, struct img_error *err)
         return 0;
     img_lock(&q->lock);
     r = img_file_size(q->file, &size, err);
+    if (!changed)
+        size = img_round_up(size, q->cluster_size);
     if (r == 0 && size < q->end)
         r = img_file_truncate(q->file, q->end, err);
     img_unlock(&q->lock);
@@ -107,7 +110,8 @@ static int write_phases(struct qcow2 *q, struct writing *w, bool durable,
                         struct img_error *err)
 {
     bool tables = !img_stage_is_empty(w->tables) || w->l1.n;
-    int r = extend(q, err);
+    bool changed = tables || w->reftable.n || !img_stage_is_empty(w->refs);
+    int r = extend(q, changed, err);
 
     if (r == 0)
         r = img_stage_write(w->refs, err);

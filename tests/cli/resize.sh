@@ -5,7 +5,8 @@
 
 prepare qemu-img create -q -f raw a.raw 64M
 prepare qemu-img create -q -f qcow2 a.qcow2 1G
-prepare qemu-img create -q -f qcow2 -b a.qcow2 -F qcow2 b.qcow2
+prepare qemu-img create -q -f qcow2 base.qcow2 1G
+prepare qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 b.qcow2
 both resize a.raw +10M
 both resize -f raw a.raw +10M
 both resize -f raw a.raw -10M
