@@ -371,7 +371,8 @@ enum img_base_state {
 struct img_info {
     const char *path, *format;
     uint64_t size;              /* of the guest's disk */
-    uint64_t allocated;         /* on the host's disk, all files */
+    uint64_t allocated;         /* on the host's disk, all files; ~0 = an NBD
+                                   server does not tell */
     uint64_t file_length;       /* of the image file */
     uint32_t cluster_size;      /* 0 = the format has none */
     bool dirty, corrupt, encrypted, compressed;

@@ -73,9 +73,12 @@ static int open_temporary(const char *path,
                           struct img_open_options *open,
                           struct img_disk **disk, struct img_error *err)
 {
-    char *overlay = NULL, *real = realpath(path, NULL);
+    char *overlay = NULL;
+    char *real = strncmp(path, "nbd", 3) ? NULL : strdup(path);
     int ret = 0;
 
+    if (!real)
+        real = realpath(path, NULL);
     if (!real)
         return nbd_fail(err, errno, "%s: %s", path, strerror(errno));
     open->backing = real;

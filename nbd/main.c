@@ -18,6 +18,7 @@
 #include "list.h"
 #include "options.h"
 #include "server.h"
+#include "spawn.h"
 #include "tls.h"
 
 enum { MOST_CLIENTS = 256 };    /* where the user set no limit */
@@ -56,6 +57,7 @@ static int background(int *ready, struct img_error *err)
         return -1;
     }
     close(p[1]);
+    nbd_spawn_forget();
     while ((status = (int)read(p[0], &byte, 1)) < 0 && errno == EINTR)
         ;
     if (status == 1)
@@ -95,6 +97,7 @@ static int say_ready(const struct nbd_options *o, int ready,
         dup2(null, 2);
         close(null);
     }
+    nbd_spawn_quiet();
     while (write(ready, "", 1) < 0 && errno == EINTR)
         ;
     close(ready);
@@ -365,13 +368,17 @@ int main(int argc, char **argv)
 {
     struct nbd_options o;
     struct img_error err = { 0 };
-    enum nbd_parsed parsed = nbd_options_parse(&o, argc, argv, &err);
+    enum nbd_parsed parsed = NBD_PARSED_WRONG;
     int status = EXIT_SUCCESS;
 
+    if (nbd_spawn_servers(&argc, &argv, &err) < 0)
+        return complain(&err);
+    parsed = nbd_options_parse(&o, argc, argv, &err);
     if (parsed == NBD_PARSED_WRONG)
         status = complain(&err);
     else if (parsed == NBD_PARSED_GO)
         status = run(&o);
     nbd_options_free(&o);
+    nbd_spawn_end();
     return status;
 }

@@ -16,8 +16,7 @@
 enum what {
     DRIVER, FILE_DRIVER, PATH, READ_ONLY, SHARE, DIRECT, NO_FLUSH, LOCKING,
     DISCARD, BACKING, BACKING_DRIVER, BACKING_FILE_DRIVER, BACKING_PATH,
-    OFFSET, SIZE, CACHE, HOST, PORT, SOCKET, EXPORT, SERVER_TYPE,
-    FREE_NAMES, IGNORE
+    OFFSET, SIZE, CACHE, FREE_NAMES, IGNORE
 };
 
 static const struct { const char *key; enum what what; } keys[] = {
@@ -38,14 +37,6 @@ static const struct { const char *key; enum what what; } keys[] = {
     { "backing.file.driver", BACKING_FILE_DRIVER },
     { "backing.file.filename", BACKING_PATH },
     { "offset", OFFSET }, { "size", SIZE },
-    { "host", HOST }, { "file.host", HOST },
-    { "server.host", HOST }, { "file.server.host", HOST },
-    { "port", PORT }, { "file.port", PORT },
-    { "server.port", PORT }, { "file.server.port", PORT },
-    { "path", SOCKET }, { "file.path", SOCKET },
-    { "server.path", SOCKET }, { "file.server.path", SOCKET },
-    { "export", EXPORT }, { "file.export", EXPORT },
-    { "server.type", SERVER_TYPE }, { "file.server.type", SERVER_TYPE },
     { "cache-size", CACHE }, { "l2-cache-size", CACHE },
     { "free-names", FREE_NAMES },
     { "refcount-cache-size", IGNORE }, { "l2-cache-entry-size", IGNORE },
@@ -88,8 +79,10 @@ static bool is_file_driver(const char *name)
 
 static bool set_driver(struct location *loc, const char *value, bool backing)
 {
-    if (is_file_driver(value) || (!backing && !strcmp(value, "nbd"))) {
-        loc->nbd |= !strcmp(value, "nbd");
+    struct server *server = backing ? &loc->below : &loc->server;
+
+    if (is_file_driver(value) || !strcmp(value, "nbd")) {
+        server->wanted |= !strcmp(value, "nbd");
         value = "raw";
     } else if (!img_format_by_name(value)) {
         complain("Unknown driver '%s'", value);
@@ -135,10 +128,36 @@ static bool set_backing(struct location *loc, const char *value)
     return true;
 }
 
+/* Keys of a server, behind any "backing." and "file.". */
+static bool set_server(struct location *loc, const char *key,
+                       const char *value)
+{
+    struct server *server = &loc->server;
+
+    if (!strncmp(key, "backing.", 8)) {
+        server = &loc->below;
+        key += 8;
+    }
+    return server_set(server, strncmp(key, "file.", 5) ? key : key + 5,
+                      value);
+}
+
+static bool set_file_driver(struct location *loc, const char *key,
+                            const char *value, struct server *server)
+{
+    server->wanted |= !strcmp(value, "nbd");
+    if (server->wanted || is_file_driver(value))
+        return true;
+    complain("The option '%s' does not support the value '%s'", key, value);
+    return false;
+}
+
 static bool set_pair(struct location *loc, const char *key, const char *value)
 {
     size_t i = 0, n = sizeof keys / sizeof keys[0];
 
+    if (set_server(loc, key, value))
+        return true;
     while (i < n && strcmp(keys[i].key, key))
         i++;
     if (i == n) {
@@ -149,16 +168,9 @@ static bool set_pair(struct location *loc, const char *key, const char *value)
     case DRIVER:
         return set_driver(loc, value, false);
     case FILE_DRIVER:
-        loc->nbd |= !strcmp(value, "nbd");
-        if (loc->nbd)
-            return true;
-        /* fall through */
+        return set_file_driver(loc, key, value, &loc->server);
     case BACKING_FILE_DRIVER:
-        if (is_file_driver(value))
-            return true;
-        complain("The option '%s' does not support the value '%s'", key,
-                 value);
-        return false;
+        return set_file_driver(loc, key, value, &loc->below);
     case PATH:
         loc->path = own(loc, strdup(value));
         return true;
@@ -189,60 +201,28 @@ static bool set_pair(struct location *loc, const char *key, const char *value)
         return size_argument(value, key, &loc->opts.cache_bytes);
     case FREE_NAMES:
         return set_flag(loc, key, value, IMG_OPEN_FREE_NAMES);
-    case HOST:
-        loc->host = own(loc, strdup(value));
-        break;
-    case PORT:
-        loc->port = own(loc, strdup(value));
-        break;
-    case SOCKET:
-        loc->socket = own(loc, strdup(value));
-        break;
-    case EXPORT:
-        loc->export_name = own(loc, strdup(value));
-        break;
-    case SERVER_TYPE:
-        if (!strcmp(value, "inet") || !strcmp(value, "unix"))
-            break;
-        complain("Parameter '%s' does not accept value '%s'", key, value);
-        return false;
     case IGNORE:
         break;
     }
     return true;
 }
 
-static char *percent(const char *text)
+/* The URI of the server that the keys describe, in place of a path. */
+static bool use_server(struct location *loc, const struct server *server,
+                       const char **path)
 {
-    static const char plain[] = "abcdefghijklmnopqrstuvwxyz"
-                                "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~/";
-    char *made = need_memory(malloc(3 * strlen(text) + 1)), *out = made;
+    char *uri;
 
-    for (; *text; text++)
-        out += sprintf(out, strchr(plain, *text) ? "%c" : "%%%02X",
-                       (unsigned char)*text);
-    *out = 0;
-    return made;
-}
-
-/* The URI of the server that the keys describe. */
-static bool make_uri(struct location *loc)
-{
-    char *name = percent(loc->export_name ? loc->export_name : "");
-    char *socket = percent(loc->socket ? loc->socket : "");
-
-    if (loc->socket)
-        loc->path = own(loc, format_text("nbd+unix:///%s?socket=%s", name,
-                                         socket));
-    else if (loc->host)
-        loc->path = own(loc, format_text("nbd://%s:%s/%s", loc->host,
-                                         loc->port ? loc->port : "10809",
-                                         name));
-    else
-        complain("one of path and host must be specified");
-    free(name);
-    free(socket);
-    return loc->path;
+    if (server->wanted && *path && !server_is_set(server))
+        return true;            /* driver=nbd,filename=nbd://... */
+    if (!server->wanted) {
+        complain("host, port, path, export and so on are of driver=nbd");
+        return false;
+    }
+    uri = server_uri(server);
+    if (uri)
+        *path = own(loc, uri);
+    return uri;
 }
 
 static int list_part(void *opaque, char *key, char *value)
@@ -339,13 +319,12 @@ bool location_parse(const char *name, bool image_opts, struct location *loc)
         loc->path = strncmp(name, "file:", 5) ? name : name + 5;
         return true;
     }
-    if (loc->nbd)
-        return make_uri(loc);
-    if (loc->host || loc->port || loc->socket || loc->export_name) {
-        complain("Could not open '%s': host, port, path and export are of "
-                 "driver=nbd", name);
+    if ((loc->server.wanted || server_is_set(&loc->server)) &&
+        !use_server(loc, &loc->server, &loc->path))
         return false;
-    }
+    if ((loc->below.wanted || server_is_set(&loc->below)) &&
+        !use_server(loc, &loc->below, &loc->opts.backing))
+        return false;
     if (!loc->path)
         complain("Could not open '%s': no file name is given "
                  "(file.filename=PATH)", name);
@@ -357,5 +336,7 @@ void location_free(struct location *loc)
     for (size_t i = 0; i < loc->n_owned; i++)
         free(loc->owned[i]);
     free(loc->owned);
+    server_free(&loc->server);
+    server_free(&loc->below);
     *loc = (struct location){ .opts = IMG_OPEN_OPTIONS };
 }

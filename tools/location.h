@@ -6,14 +6,15 @@
 #include <stddef.h>
 #include <libimg.h>
 
+#include "server.h"
+
 struct location {
     struct img_open_options opts;   /* what the name asks for */
     const char *path;
     bool read_only;
     char **owned;                   /* texts that opts points to */
     size_t n_owned;
-    bool nbd;                       /* driver=nbd: a server, not a file */
-    const char *host, *port, *socket, *export_name;     /* of that */
+    struct server server, below;    /* driver=nbd, of the backing file too */
 };
 
 /* name as on the command line; image_opts: it is an option list.  false: the

@@ -3,6 +3,7 @@
  * A table of commands and what they all need; see options.h for how a
  * command describes itself. */
 #include "vimg.h"
+#include "../nbd/spawn.h"
 
 #include <errno.h>
 #include <stdarg.h>
@@ -109,6 +110,12 @@ static int version(void)
 
 static int run(const struct command *cmd, int argc, char **argv)
 {
+    struct img_error err;
+
+    if (nbd_spawn_servers(&argc, &argv, &err) < 0) {
+        complain("%s", err.message);
+        return 1;
+    }
     switch (options_parse(cmd, &argc, &argv)) {
     case OPTIONS_HELP:
         options_help(cmd);
@@ -156,9 +163,13 @@ static int dispatch(int argc, char **argv)
 int main(int argc, char **argv)
 {
     const char *slash = argc ? strrchr(argv[0], '/') : NULL;
+    int code;
 
     /* A link of that name stands in for qemu-io in scripts. */
     if (argc && !strcmp(slash ? slash + 1 : argv[0], "qemu-io"))
-        return finish_output(run(&command_io, argc, argv));
-    return finish_output(dispatch(argc, argv));
+        code = run(&command_io, argc, argv);
+    else
+        code = dispatch(argc, argv);
+    nbd_spawn_end();
+    return finish_output(code);
 }

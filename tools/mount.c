@@ -2,6 +2,7 @@
 #include "mountfs.h"
 #include "open.h"
 #include "vimg.h"
+#include "../nbd/spawn.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -240,13 +241,17 @@ static int mount_fs(const char *image, const char *target)
     }
     fflush(NULL);
     pid = fork();               /* serve returns in its own child */
-    if (pid == 0)
-        _exit(serve(image, folder));
+    if (pid == 0) {
+        code = serve(image, folder);
+        nbd_spawn_end();
+        _exit(code);
+    }
     if (pid < 0 || waitpid(pid, &status, 0) != pid || !WIFEXITED(status) ||
         WEXITSTATUS(status)) {
         rmdir(folder);
         return 1;
     }
+    nbd_spawn_forget();
     file = n ? format_text("%s/p%ld", folder, n) :
         format_text("%s/disk", folder);
     argv[3] = file;

@@ -7,6 +7,7 @@
 #include "mountfs.h"
 #include "vimg.h"
 #include "../nbd/partition.h"
+#include "../nbd/spawn.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -238,6 +239,8 @@ static int loop(struct fuse *f, bool foreground)
 
     if (fuse_daemonize(foreground) < 0 || fuse_set_signal_handlers(s) < 0)
         return -1;
+    if (!foreground)
+        nbd_spawn_quiet();
     r = fuse_loop_mt(f, &config);
     fuse_remove_signal_handlers(s);
     return r < 0 ? -1 : 0;

@@ -70,7 +70,7 @@ bool open_warn_of_base(const char *name, const struct open_how *how);
 bool close_image(struct img_disk *disk);
 /* The path that an image is made at or looked for by: "file:x" is x. */
 const char *open_plain_path(const char *name);
-/* Whether the two names are one file. */
+/* Whether the two names are one file, or one server. */
 bool open_same_file(const char *a, const char *b);
 /* Whether path is a file of the disk: its own, or one below it. */
 bool open_uses_file(struct img_disk *disk, const char *path);

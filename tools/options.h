@@ -55,6 +55,7 @@ int options_split(const char *text,
     { OPTION_FLAG, 'h', "help", NULL, "show this help and exit", NULL }
 #define OPTIONS_OBJECT_ROW(list) \
     { OPTION_LIST, 0, "object", "DEF", \
-      "define a secret, as secret,id=ID,data=DATA", list }
+      "define a secret,id=ID,... or tls-creds-x509,id=ID,dir=DIR,... or "       \
+      "tls-creds-psk,...", list }
 
 #endif

@@ -104,7 +104,8 @@ static void show_one(const struct img_info *info, const char *name)
     printf("image: %s\nfile format: %s\n", name, info->format);
     printf("virtual size: %s (%" PRIu64 " bytes)\n",
            size_human(info->size, text), info->size);
-    printf("disk size: %s\n", size_human(info->allocated, text));
+    printf("disk size: %s\n", info->allocated == UINT64_MAX ? "unavailable" :
+           size_human(info->allocated, text));
     if (info->encrypted)
         puts("encrypted: yes");
     if (info->cluster_size)
@@ -179,7 +180,8 @@ json_t *show_info_json(const struct img_info *info, const char *name)
     json_put_text(o, "filename", name ? name : info->path);
     json_put_text(o, "format", info->format);
     json_put_number(o, "virtual-size", info->size);
-    json_put_number(o, "actual-size", info->allocated);
+    if (info->allocated != UINT64_MAX)
+        json_put_number(o, "actual-size", info->allocated);
     if (info->cluster_size)
         json_put_number(o, "cluster-size", info->cluster_size);
     if (info->encrypted)

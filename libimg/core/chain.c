@@ -16,6 +16,7 @@
 #include "cache/tcache.h"
 #include "cache/zcache.h"
 #include "file/file.h"
+#include "file/nbd.h"
 #include "foreign.h"
 
 #include <stdio.h>
@@ -95,7 +96,9 @@ static int open_named(const struct img_chain *c, const struct img_layer *by,
 {
     bool any = c->opts.allow_files == IMG_FILES_ANY;
     /* What has just been made names what its maker was told to. */
-    bool told = (c->opts.flags & IMG_OPEN_NEW) && by == c->layers[0];
+    bool told = by == c->layers[0] &&
+                ((c->opts.flags & IMG_OPEN_NEW) ||
+                 (c->told && !strcmp(c->told, name)));
     img_autofree char *path = img_path_beside(by->path, name);
     img_autofree char *real = NULL;
     int r = 0;
@@ -110,10 +113,10 @@ static int open_named(const struct img_chain *c, const struct img_layer *by,
         r = img_policy_ask(&c->opts, by->path, name, path, &real, err);
     if (r < 0)
         return r;
-    if (c->opts.resolve)
+    if (c->opts.resolve && !(told && img_nbd_is_uri(name)))
         return open_resolved(c, by, name, path, writable, file, err);
     return open_judged(path, real, file_flags(c, writable) |
-                       (any ? IMG_FILE_BY_USER : 0), file, err);
+                       (any || told ? IMG_FILE_BY_USER : 0), file, err);
 }
 
 static int layer_open_file(struct img_layer *l, const char *name,
@@ -674,14 +677,17 @@ static int open_again(const struct img_chain *c, unsigned d, bool writable,
                       struct img_file **file, struct img_error *err)
 {
     const struct img_layer *l = c->layers[d];
+    unsigned flags = file_flags(c, writable);
     struct img_file *f;
     int r;
 
+    if (l->files[0]->fd < 0)
+        flags |= IMG_FILE_BY_USER;      /* it is a server already */
     if (d == 0 && c->from_fd)
         return img_fail(err, EACCES, "%s: came as a descriptor and cannot be "
                         "opened anew", l->path);
     if (d == 0 || !c->opts.resolve || (d == 1 && c->backing_given))
-        r = img_file_open(l->path, file_flags(c, writable), &f, err);
+        r = img_file_open(l->path, flags, &f, err);
     else
         r = open_named(c, c->layers[d - 1], c->layers[d - 1]->backing,
                        writable, &f, err);

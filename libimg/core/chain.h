@@ -19,6 +19,8 @@ struct img_chain {
     bool from_fd;               /* the top came as a descriptor: its path is
                                    for messages only */
     bool backing_given;         /* by the caller, not by the image */
+    const char *told;           /* the name of the backing file that the
+                                   caller just gave the image; NULL = none */
     uint32_t align;             /* the widest of any file; 1 = none cares */
     unsigned room;              /* of layers[] */
     char *allow_dir;            /* opts points to it */

@@ -139,9 +139,12 @@ static int describe(const struct img_chain *c, unsigned depth,
     int r;
 
     info->size = l->size;
-    for (unsigned i = 0; i < l->n_files; i++)
-        if (l->files[i])
-            info->allocated += img_file_allocated(l->files[i]);
+    for (unsigned i = 0; i < l->n_files; i++) {
+        uint64_t n = l->files[i] ? img_file_allocated(l->files[i]) : 0;
+
+        info->allocated = n == UINT64_MAX || info->allocated == UINT64_MAX
+                              ? UINT64_MAX : info->allocated + n;
+    }
     r = img_file_size(l->files[0], &info->file_length, err);
     if (r == 0)
         r = img_info_text(&info->path, l->path, err);

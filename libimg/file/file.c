@@ -169,7 +169,7 @@ int img_file_lock(struct img_file *file, unsigned perm, unsigned shared,
 
 uint64_t img_file_allocated(struct img_file *file)
 {
-    return file->ops->allocated ? file->ops->allocated(file) : 0;
+    return file->ops->allocated ? file->ops->allocated(file) : UINT64_MAX;
 }
 
 void img_file_close(struct img_file *file)

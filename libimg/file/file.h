@@ -129,7 +129,8 @@ int img_file_reflink(struct img_file *to, uint64_t to_off,
                      struct img_error *err);
 /* When it was written to last, ns since 1970; 0 = not known. */
 uint64_t img_file_modified(const struct img_file *file);
-uint64_t img_file_allocated(struct img_file *file);  /* bytes on the disk */
+/* Bytes on the disk; UINT64_MAX = nobody knows. */
+uint64_t img_file_allocated(struct img_file *file);
 
 /* ---- QEMU's image locks ------------------------------------------------
  *

@@ -1,35 +1,11 @@
-/* NBD servers as files, by libnbd.
+/* NBD servers as files, over the connections of nbd_link.c.
  *
- * A file has one connection, and up to CONNS where the server says that it
- * keeps them coherent (multi-conn); more are opened only when requests meet.
- * Any number of requests is in flight on a connection: whoever waits for one
- * becomes the connection's reader if it has none, and moves everybody's
- * bytes; the others sleep until their request is done or the reader leaves.
- *
- * Locks: conn.lock protects the handle and the requests on it; the reader
- * lets go of it while it polls.  nbd.lock protects the list of connections
- * and the extents that are remembered; rmw is held around writes that are
- * not aligned as the server wants.  A broken connection stays broken: its
- * requests fail, for nobody knows which writes were done.
+ * Locks: nbd.lock protects the extents that are remembered; rmw is held
+ * around writes that are not aligned as the server wants.
  */
 #include "file/nbd.h"
 #include "base/error.h"
-
-#include <string.h>
-#include <strings.h>
-
-bool img_nbd_is_uri(const char *path)
-{
-    static const char *const schemes[] = {
-        "nbd:", "nbds:", "nbd+unix:", "nbds+unix:", "nbd+vsock:",
-        "nbds+vsock:"
-    };
-
-    for (unsigned i = 0; i < sizeof schemes / sizeof schemes[0]; i++)
-        if (!strncasecmp(path, schemes[i], strlen(schemes[i])))
-            return true;
-    return false;
-}
+#include "libimg.h"
 
 #ifndef HAVE_LIBNBD
 
@@ -48,296 +24,37 @@ int img_nbd_share(struct img_file *file, struct img_file **shared,
 #else
 
 #include "base/checked.h"
-#include "base/cleanup.h"
 #include "base/iov.h"
 #include "base/sync.h"
-#include "libimg.h"
+#include "file/nbd_link.h"
 
 #include <libnbd.h>
-#include <poll.h>
-#include <stdatomic.h>
-#include <stdio.h>
-#include <sys/eventfd.h>
-#include <unistd.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
 
 enum {
-    CONNS = 4,
-    BUSY = 2,                   /* requests on each before one more is made */
-    DIAL_MS = 1000,             /* for connections beyond the first */
     PIECE = 32 << 20,           /* longest transfer of one request */
     ZERO_PIECE = 1 << 30,
     MAX_ALIGN = 64 << 10,
-    EXTENTS = 4096              /* remembered */
-};
-
-struct conn {
-    struct img_mutex lock;
-    struct img_cond moved;      /* requests are done, or the reader left */
-    struct nbd_handle *h;
-    int kick;                   /* eventfd: the reader must look again */
-    bool reading;               /* somebody is the reader */
-    atomic_uint busy;
-};
-
-struct known {                  /* a row of extents the server told of */
-    uint64_t off;
-    uint32_t len[EXTENTS];
-    bool data[EXTENTS];
-    unsigned n;
+    EXTENTS = 4096,             /* remembered ... */
+    STALE_MS = 1000             /* ... so long */
 };
 
 struct nbd {
     atomic_uint users;          /* files */
-    struct img_mutex lock;
-    struct conn *conns[CONNS];
-    unsigned n;
-    bool more;                  /* further connections may be tried */
-    char *uri;
-    uint64_t size;
-    struct img_mutex rmw;
-    bool has_flush, has_zero, has_fast_zero, has_status;
+    struct img_nbd_link *link;
+    struct img_nbd_facts facts;
     uint64_t piece;
-    struct known *known;        /* read-only files alone */
+    struct img_mutex lock, rmw;
+    struct img_nbd_extents *known;      /* read-only files alone */
+    uint64_t known_ms;          /* since when; others may write there */
 };
 
-/* One request that somebody waits for. */
-struct request {
-    enum { READ, WRITE, ZERO, FLUSH, STATUS } op;
-    void *buf;
-    uint64_t off, len;
-    uint32_t flags;
-    struct known *extents;      /* STATUS */
-    bool done;
-    int error;
-};
-
-/* ---- connections ------------------------------------------------------- */
-
-static int fail_nbd(struct img_error *err, const char *path, int fall_back)
+static int run(struct img_file *f, struct img_nbd_request *r,
+               struct img_error *err)
 {
-    int code = nbd_get_errno();
-    const char *text = nbd_get_error();
-
-    return img_fail(err, code > 0 ? code : fall_back, "%s: %s", path,
-                    text ? text : "unknown error");
-}
-
-static void conn_free(struct conn *c)
-{
-    if (!c)
-        return;
-    if (c->h)
-        nbd_close(c->h);
-    if (c->kick >= 0)
-        close(c->kick);
-    img_mutex_destroy(&c->lock);
-    img_cond_destroy(&c->moved);
-    free(c);
-}
-
-static struct conn *conn_new(void)
-{
-    struct conn *c = calloc(1, sizeof *c);
-
-    if (!c)
-        return NULL;
-    img_mutex_init(&c->lock);
-    img_cond_init(&c->moved);
-    c->kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    c->h = nbd_create();
-    if (c->kick >= 0 && c->h &&
-        nbd_set_uri_allow_local_file(c->h, true) == 0 &&
-        nbd_add_meta_context(c->h, LIBNBD_CONTEXT_BASE_ALLOCATION) == 0)
-        return c;
-    conn_free(c);
-    return NULL;
-}
-
-static struct conn *dial_first(const char *uri, struct img_error *err)
-{
-    struct conn *c = conn_new();
-
-    if (!c) {
-        img_fail_nomem(err);
-    } else if (nbd_connect_uri(c->h, uri) < 0) {
-        fail_nbd(err, uri, EIO);
-        conn_free(c);
-        c = NULL;
-    }
-    return c;
-}
-
-/* A server may say multi-conn and yet take no further client, so this does
- * not wait for ever. */
-static struct conn *dial_more(const char *uri)
-{
-    struct conn *c = conn_new();
-    int left = DIAL_MS / 50;
-
-    if (!c)
-        return NULL;
-    if (nbd_aio_connect_uri(c->h, uri) == 0)
-        while (nbd_aio_is_connecting(c->h) == 1 && left-- > 0)
-            if (nbd_poll(c->h, 50) < 0)
-                break;
-    if (nbd_aio_is_ready(c->h) == 1)
-        return c;
-    conn_free(c);
-    return NULL;
-}
-
-/* The least busy connection; perhaps a new one. */
-static struct conn *pick(struct nbd *s)
-{
-    struct conn *best;
-
-    img_lock(&s->lock);
-    best = s->conns[0];
-    for (unsigned i = 1; i < s->n; i++)
-        if (atomic_load(&s->conns[i]->busy) < atomic_load(&best->busy))
-            best = s->conns[i];
-    if (s->more && atomic_load(&best->busy) >= BUSY) {
-        struct conn *c = dial_more(s->uri);
-
-        if (c)
-            best = s->conns[s->n++] = c;
-        s->more = c && s->n < CONNS;
-    }
-    atomic_fetch_add(&best->busy, 1);
-    img_unlock(&s->lock);
-    return best;
-}
-
-/* ---- requests ---------------------------------------------------------- */
-
-static int completed(void *opaque, int *error)
-{
-    struct request *r = opaque;
-
-    r->error = *error;
-    r->done = true;
-    return 1;                   /* libnbd forgets the request */
-}
-
-static int told_extents(void *opaque, const char *context, uint64_t off,
-                        uint32_t *entries, size_t n, int *error)
-{
-    struct known *k = ((struct request *)opaque)->extents;
-
-    if (strcmp(context, LIBNBD_CONTEXT_BASE_ALLOCATION))
-        return 0;
-    k->off = off;
-    k->n = 0;
-    for (size_t i = 0; i + 1 < n && k->n < EXTENTS; i += 2) {
-        k->len[k->n] = entries[i];
-        k->data[k->n++] = !(entries[i + 1] & LIBNBD_STATE_ZERO);
-    }
-    return 0;
-}
-
-static int64_t issue(struct conn *c, struct request *r)
-{
-    nbd_completion_callback done = { .callback = completed, .user_data = r };
-    nbd_extent_callback extent = { .callback = told_extents, .user_data = r };
-
-    switch (r->op) {
-    case READ:
-        return nbd_aio_pread(c->h, r->buf, r->len, r->off, done, r->flags);
-    case WRITE:
-        return nbd_aio_pwrite(c->h, r->buf, r->len, r->off, done, r->flags);
-    case ZERO:
-        return nbd_aio_zero(c->h, r->len, r->off, done, r->flags);
-    case FLUSH:
-        return nbd_aio_flush(c->h, done, r->flags);
-    case STATUS:
-        return nbd_aio_block_status(c->h, r->len, r->off, extent, done,
-                                    r->flags);
-    }
-    return -1;
-}
-
-/* Moves bytes until r is done.  Called, and returns, with the lock held. */
-static void be_reader(struct conn *c, const struct request *r)
-{
-    c->reading = true;
-    while (!r->done) {
-        unsigned way = nbd_aio_get_direction(c->h);
-        struct pollfd p[2] = {
-            { .fd = nbd_aio_get_fd(c->h) },
-            { .fd = c->kick, .events = POLLIN }
-        };
-        uint64_t count;
-
-        if (p[0].fd < 0 || nbd_aio_is_dead(c->h) ||
-            nbd_aio_is_closed(c->h))
-            break;
-        p[0].events = (way & LIBNBD_AIO_DIRECTION_READ ? POLLIN : 0) |
-                      (way & LIBNBD_AIO_DIRECTION_WRITE ? POLLOUT : 0);
-        img_unlock(&c->lock);
-        poll(p, 2, -1);
-        img_lock(&c->lock);
-        if (p[1].revents && read(c->kick, &count, sizeof count) < 0)
-            continue;           /* somebody else was kicked */
-        way = nbd_aio_get_direction(c->h);
-        if ((way & LIBNBD_AIO_DIRECTION_READ) &&
-            (p[0].revents & (POLLIN | POLLHUP | POLLERR)))
-            nbd_aio_notify_read(c->h);
-        else if ((way & LIBNBD_AIO_DIRECTION_WRITE) &&
-                 (p[0].revents & (POLLOUT | POLLHUP | POLLERR)))
-            nbd_aio_notify_write(c->h);
-        img_wake_all(&c->moved);
-    }
-    c->reading = false;
-    img_wake_all(&c->moved);
-}
-
-static void kick(struct conn *c)
-{
-    uint64_t one = 1;
-
-    /* It fails only when it is full, and then it is readable already. */
-    if (write(c->kick, &one, sizeof one) < 0)
-        return;
-}
-
-static int run_on(struct conn *c, const char *path, struct request *r,
-                  struct img_error *err)
-{
-    int ret = 0;
-
-    img_lock(&c->lock);
-    if (issue(c, r) < 0) {
-        ret = fail_nbd(err, path, EIO);
-        r->done = true;
-    } else if (c->reading) {
-        kick(c);
-    }
-    while (!r->done) {
-        if (c->reading) {
-            img_wait(&c->moved, &c->lock);
-            continue;
-        }
-        be_reader(c, r);
-        if (!r->done) {
-            r->done = true;
-            r->error = EIO;
-        }
-    }
-    img_unlock(&c->lock);
-    if (ret == 0 && r->error)
-        ret = img_fail_errno(err, r->error, "%s: the server failed a request "
-                             "at %llu", path, (unsigned long long)r->off);
-    return ret;
-}
-
-static int run(struct img_file *f, struct request *r, struct img_error *err)
-{
-    struct nbd *s = f->state;
-    struct conn *c = pick(s);
-    int ret = run_on(c, f->path, r, err);
-
-    atomic_fetch_sub(&c->busy, 1);
-    return ret;
+    return img_nbd_run(((struct nbd *)f->state)->link, f->path, r, err);
 }
 
 /* ---- transfers --------------------------------------------------------- */
@@ -351,8 +68,8 @@ static int transfer(struct img_file *f, bool write, void *buf, uint64_t len,
 
     while (len && ret == 0) {
         uint64_t n = IMG_MIN(len, s->piece);
-        struct request r = {
-            .op = write ? WRITE : READ, .buf = buf, .off = off, .len = n
+        struct img_nbd_request r = {
+            .op = write ? IMG_NBD_WRITE : IMG_NBD_READ, .buf = buf, .off = off, .len = n
         };
 
         ret = run(f, &r, err);
@@ -368,7 +85,7 @@ static int read_around(struct img_file *f, uint64_t off, uint64_t len,
                        uint8_t **buf, uint64_t *from, struct img_error *err)
 {
     struct nbd *s = f->state;
-    uint64_t end = IMG_MIN(img_round_up(off + len, f->align), s->size);
+    uint64_t end = IMG_MIN(img_round_up(off + len, f->align), s->facts.size);
     int ret;
 
     *from = img_round_down(off, f->align);
@@ -417,7 +134,7 @@ static int write_flat(struct img_file *f, void *buf, uint64_t len,
     ret = read_around(f, off, len, &around, &from, err);
     if (ret == 0) {
         memcpy(around + (off - from), buf, len);
-        end = IMG_MIN(img_round_up(off + len, f->align), s->size);
+        end = IMG_MIN(img_round_up(off + len, f->align), s->facts.size);
         ret = transfer(f, true, around, end - from, from, err);
         free(around);
     }
@@ -444,10 +161,10 @@ static int nbd_file_preadv(struct img_file *f, const struct iovec *iov, int n,
 
     if (!buf)
         return img_fail_nomem(err);
-    if (off >= s->size)
+    if (off >= s->facts.size)
         have = 0;
-    else if (have > s->size - off)
-        have = (size_t)(s->size - off);
+    else if (have > s->facts.size - off)
+        have = (size_t)(s->facts.size - off);
     if (have)
         ret = read_flat(f, buf, have, off, err);
     if (ret == 0) {
@@ -464,9 +181,9 @@ static int inside(struct img_file *f, uint64_t off, uint64_t len,
 {
     const struct nbd *s = f->state;
 
-    return img_inside(off, len, s->size) ? 0 :
+    return img_inside(off, len, s->facts.size) ? 0 :
         img_fail(err, ENOSPC, "%s: the server's disk ends at %llu", f->path,
-                 (unsigned long long)s->size);
+                 (unsigned long long)s->facts.size);
 }
 
 static int nbd_file_pwritev(struct img_file *f, const struct iovec *iov,
@@ -498,14 +215,14 @@ static int nbd_file_zero(struct img_file *f, uint64_t off, uint64_t len,
 
     if (ret < 0)
         return ret;
-    if (!s->has_zero || !is_aligned(f, off, len) ||
-        ((flags & IMG_FILE_FAST_ONLY) && !s->has_fast_zero))
+    if (!s->facts.can_zero || !is_aligned(f, off, len) ||
+        ((flags & IMG_FILE_FAST_ONLY) && !s->facts.can_fast_zero))
         return -ENOTSUP;
     if (flags & IMG_FILE_FAST_ONLY)
         wire |= LIBNBD_CMD_FLAG_FAST_ZERO;
     while (len && ret == 0) {
-        struct request r = {
-            .op = ZERO, .off = off, .len = IMG_MIN(len, (uint64_t)ZERO_PIECE),
+        struct img_nbd_request r = {
+            .op = IMG_NBD_ZERO, .off = off, .len = IMG_MIN(len, (uint64_t)ZERO_PIECE),
             .flags = wire
         };
 
@@ -518,20 +235,37 @@ static int nbd_file_zero(struct img_file *f, uint64_t off, uint64_t len,
     return ret;
 }
 
-/* TRIM promises nothing of what is read afterwards; this does. */
+/* TRIM promises nothing of what is read afterwards, so it is the second
+ * choice, for servers that cannot zero without writing. */
 static int nbd_file_punch(struct img_file *f, uint64_t off, uint64_t len,
                           struct img_error *err)
 {
-    return nbd_file_zero(f, off, len,
-                         IMG_FILE_MAY_UNMAP | IMG_FILE_FAST_ONLY, err);
+    const struct nbd *s = f->state;
+    int ret = nbd_file_zero(f, off, len,
+                            IMG_FILE_MAY_UNMAP | IMG_FILE_FAST_ONLY, err);
+
+    if (ret != -ENOTSUP || !s->facts.can_trim || !is_aligned(f, off, len))
+        return ret;
+    for (ret = 0; len && ret == 0;) {
+        struct img_nbd_request r = {
+            .op = IMG_NBD_TRIM, .off = off,
+            .len = IMG_MIN(len, (uint64_t)ZERO_PIECE)
+        };
+
+        ret = run(f, &r, err);
+        if (r.error == ENOTSUP || r.error == EOPNOTSUPP)
+            ret = -ENOTSUP;
+        off += r.len;
+        len -= r.len;
+    }
+    return ret;
 }
 
 static int nbd_file_sync(struct img_file *f, struct img_error *err)
 {
-    struct nbd *s = f->state;
-    struct request r = { .op = FLUSH };
+    struct img_nbd_request r = { .op = IMG_NBD_FLUSH };
 
-    return s->has_flush && f->writable ? run(f, &r, err) : 0;
+    return f->writable ? run(f, &r, err) : 0;
 }
 
 /* As with a device: it only has to be large enough. */
@@ -544,14 +278,46 @@ static int nbd_file_truncate(struct img_file *f, uint64_t size,
 static int nbd_file_size(struct img_file *f, uint64_t *size,
                          struct img_error *err)
 {
-    *size = ((struct nbd *)f->state)->size;
+    *size = ((struct nbd *)f->state)->facts.size;
     return 0;
 }
 
 /* ---- extents ----------------------------------------------------------- */
 
+static uint64_t now_ms(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
+}
+
+static void extents_free(struct img_nbd_extents *k)
+{
+    if (!k)
+        return;
+    free(k->len);
+    free(k->data);
+    free(k);
+}
+
+static struct img_nbd_extents *extents_new(void)
+{
+    struct img_nbd_extents *k = calloc(1, sizeof *k);
+
+    if (!k)
+        return NULL;
+    k->room = EXTENTS;
+    k->len = malloc(EXTENTS * sizeof *k->len);
+    k->data = malloc(EXTENTS * sizeof *k->data);
+    if (k->len && k->data)
+        return k;
+    extents_free(k);
+    return NULL;
+}
+
 /* The answer for off from what is known, if it is. */
-static bool look_up(const struct known *k, uint64_t off, uint64_t len,
+static bool look_up(const struct img_nbd_extents *k, uint64_t off, uint64_t len,
                     bool *is_data, uint64_t *run)
 {
     uint64_t at = k->off;
@@ -570,15 +336,15 @@ static bool look_up(const struct known *k, uint64_t off, uint64_t len,
     return *run > 0;
 }
 
-static int ask(struct img_file *f, struct known *k, uint64_t off,
+static int ask(struct img_file *f, struct img_nbd_extents *k, uint64_t off,
                uint64_t len, struct img_error *err)
 {
     struct nbd *s = f->state;
     uint64_t from = img_round_down(off, f->align);
-    uint64_t end = IMG_MIN(off + len, s->size);
-    struct request r = {
-        .op = STATUS, .off = from, .extents = k,
-        .len = IMG_MIN(IMG_MIN(img_round_up(end, f->align), s->size) - from,
+    uint64_t end = IMG_MIN(off + len, s->facts.size);
+    struct img_nbd_request r = {
+        .op = IMG_NBD_STATUS, .off = from, .extents = k,
+        .len = IMG_MIN(IMG_MIN(img_round_up(end, f->align), s->facts.size) - from,
                        (uint64_t)ZERO_PIECE)
     };
 
@@ -590,38 +356,42 @@ static int nbd_file_extent(struct img_file *f, uint64_t off, uint64_t len,
                            struct img_error *err)
 {
     struct nbd *s = f->state;
-    struct known *k;
+    struct img_nbd_extents *k;
     bool found = false;
     int ret = 0;
 
-    if (off >= s->size) {
+    if (off >= s->facts.size) {
         *is_data = false;
         *length = len;
         return 0;
     }
-    if (!s->has_status)
+    if (!s->facts.has_status)
         return -ENOTSUP;
-    if (s->known) {
-        img_lock(&s->lock);
+    img_lock(&s->lock);
+    if (s->known && now_ms() - s->known_ms < STALE_MS)
         found = look_up(s->known, off, len, is_data, length);
-        img_unlock(&s->lock);
-    }
+    img_unlock(&s->lock);
     if (found)
         return 0;
-    k = calloc(1, sizeof *k);
+    k = extents_new();
     if (!k)
         return img_fail_nomem(err);
     /* Of a disk that we do not change, as much as the server will tell. */
-    ret = ask(f, k, off, s->known ? s->size - off : len, err);
+    ret = ask(f, k, off, f->writable ? len : s->facts.size - off, err);
     if (ret == 0 && !look_up(k, off, len, is_data, length))
         ret = img_fail(err, EIO, "%s: the server does not say what is at "
                        "%llu", f->path, (unsigned long long)off);
-    if (ret == 0 && s->known) {
+    if (ret == 0 && !f->writable) {
+        struct img_nbd_extents *old;
+
         img_lock(&s->lock);
-        *s->known = *k;
+        old = s->known;
+        s->known = k;
+        s->known_ms = now_ms();
         img_unlock(&s->lock);
+        k = old;
     }
-    free(k);
+    extents_free(k);
     return ret;
 }
 
@@ -633,100 +403,56 @@ static void nbd_file_close(struct img_file *f)
 
     if (atomic_fetch_sub(&s->users, 1) > 1)
         return;
-    for (unsigned i = 0; i < s->n; i++) {
-        nbd_shutdown(s->conns[i]->h, 0);
-        conn_free(s->conns[i]);
-    }
+    if (s->link)
+        img_nbd_link_close(s->link);
     img_mutex_destroy(&s->lock);
     img_mutex_destroy(&s->rmw);
-    free(s->known);
-    free(s->uri);
+    extents_free(s->known);
     free(s);
 }
 
 static const struct img_file_ops nbd_ops = {
     .kind = "nbd", .preadv = nbd_file_preadv, .pwritev = nbd_file_pwritev,
     .zero = nbd_file_zero, .punch = nbd_file_punch, .sync = nbd_file_sync,
-    .truncate = nbd_file_truncate, .size = nbd_file_size, .extent = nbd_file_extent,
-    .close = nbd_file_close,
+    .truncate = nbd_file_truncate, .size = nbd_file_size,
+    .extent = nbd_file_extent, .close = nbd_file_close,
 };
 
-/* nbd:HOST:PORT[:exportname=NAME] and nbd:unix:PATH[:exportname=NAME] as a
- * URI; others are copied. */
-static char *to_uri(const char *path)
+/* Makes of f what the server says. */
+static int take_facts(struct img_file *f, struct nbd *s, unsigned flags,
+                      struct img_error *err)
 {
-    const char *rest = path + 4, *name = strstr(path, ":exportname=");
-    int len = name ? (int)(name - rest) : (int)strlen(rest);
-    const char *export = name ? name + 12 : "";
-    char *uri = NULL;
-    int n;
+    uint64_t align = s->facts.align ? s->facts.align : 1;
+    uint64_t most = s->facts.most;
 
-    if (strncasecmp(path, "nbd:", 4) || !strncmp(rest, "//", 2))
-        return strdup(path);
-    if (!strncmp(rest, "unix:", 5))
-        n = asprintf(&uri, "nbd+unix:///%s?socket=%.*s", export, len - 5,
-                     rest + 5);
-    else
-        n = asprintf(&uri, "nbd://%.*s/%s", len, rest, export);
-    return n < 0 ? NULL : uri;
-}
-
-static int learn(struct img_file *f, struct nbd *s, unsigned flags,
-                 struct img_error *err)
-{
-    struct nbd_handle *h = s->conns[0]->h;
-    int64_t size = nbd_get_size(h);
-    int64_t align = nbd_get_block_size(h, LIBNBD_SIZE_MINIMUM);
-    int64_t most = nbd_get_block_size(h, LIBNBD_SIZE_MAXIMUM);
-
-    if (size < 0)
-        return fail_nbd(err, f->path, EIO);
-    if (align <= 0)
-        align = 1;
-    if (!img_is_pow2((uint64_t)align) || align > MAX_ALIGN)
-        return img_fail(err, ENOTSUP, "%s: the server wants blocks of %lld "
-                        "bytes", f->path, (long long)align);
-    if ((flags & IMG_FILE_WRITE) && nbd_is_read_only(h) == 1)
+    if (!img_is_pow2(align) || align > MAX_ALIGN)
+        return img_fail(err, ENOTSUP, "%s: the server wants blocks of %llu "
+                        "bytes", f->path, (unsigned long long)align);
+    if ((flags & IMG_FILE_WRITE) && s->facts.read_only)
         return img_fail(err, EROFS, "%s: the server serves it read-only",
                         f->path);
-    s->size = (uint64_t)size;
-    s->piece = most > 0 && most < PIECE ? (uint64_t)most : PIECE;
-    s->piece = img_round_down(s->piece, (uint64_t)align);
+    s->piece = most && most < PIECE ? img_round_down(most, align) : PIECE;
     if (!s->piece)
-        s->piece = (uint64_t)align;
-    s->more = nbd_can_multi_conn(h) == 1;
-    s->has_flush = nbd_can_flush(h) == 1;
-    s->has_zero = nbd_can_zero(h) == 1;
-    s->has_fast_zero = nbd_can_fast_zero(h) == 1;
-    s->has_status =
-        nbd_can_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) == 1;
+        s->piece = align;
     f->align = (uint32_t)align;
     f->writable = flags & IMG_FILE_WRITE;
     f->no_sync = flags & IMG_FILE_NO_SYNC;
-    if (!f->writable && s->has_status)
-        s->known = calloc(1, sizeof *s->known);
     return 0;
 }
 
-int img_nbd_open(const char *uri, unsigned flags, struct img_file **file,
-                 struct img_error *err)
+static struct img_file *file_new(const char *path)
 {
     struct img_file *f = calloc(1, sizeof *f);
     struct nbd *s = calloc(1, sizeof *s);
-    int ret = 0;
 
     if (f)
-        f->path = strdup(uri);
-    if (s)
-        s->uri = to_uri(uri);
-    if (!f || !s || !f->path || !s->uri) {
-        if (s)
-            free(s->uri);
+        f->path = strdup(path);
+    if (!f || !s || !f->path) {
         if (f)
             free(f->path);
         free(s);
         free(f);
-        return img_fail_nomem(err);
+        return NULL;
     }
     img_mutex_init(&s->lock);
     img_mutex_init(&s->rmw);
@@ -734,13 +460,31 @@ int img_nbd_open(const char *uri, unsigned flags, struct img_file **file,
     f->ops = &nbd_ops;
     f->state = s;
     f->fd = -1;
-    f->is_device = true;        /* its size is fixed, its bytes are old */
-    s->conns[0] = dial_first(s->uri, err);
-    if (s->conns[0])
-        s->n = 1;
-    ret = s->n ? learn(f, s, flags, err) : -EIO;
+    return f;
+}
+
+int img_nbd_open(const char *uri, unsigned flags, struct img_file **file,
+                 struct img_error *err)
+{
+    struct img_nbd_name name;
+    struct img_file *f;
+    struct nbd *s;
+    int ret = img_nbd_name_parse(uri, &name, err);
+
+    if (ret < 0)
+        return ret;
+    f = file_new(uri);
+    if (!f) {
+        free(name.uri);
+        return img_fail_nomem(err);
+    }
+    img_nbd_identify(name.uri, f);
+    s = f->state;
+    ret = img_nbd_link_open(&name, uri, flags & IMG_FILE_WRITE, &s->link,
+                            &s->facts, err);
+    if (ret == 0)
+        ret = take_facts(f, s, flags, err);
     if (ret < 0) {
-        ret = err && err->code ? -err->code : ret;
         img_file_close(f);
         return ret;
     }

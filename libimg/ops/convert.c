@@ -9,6 +9,7 @@
 #include "base/options.h"
 #include "base/strings.h"
 #include "file/file.h"
+#include "file/nbd.h"
 
 #include <string.h>
 
@@ -141,8 +142,13 @@ int img_convert_refuse_source(const struct img_convert *cv,
 static int refuse_own_file(const struct img_convert *cv, const char *path,
                            struct img_error *err)
 {
+    struct img_file server = { 0 };
     struct stat st;
 
+    if (img_nbd_is_uri(path)) {
+        img_nbd_identify(path, &server);
+        return refuse_source(cv, &server, path, err);
+    }
     return stat(path, &st) < 0
            ? 0 : img_convert_refuse_source(cv, &st, path, err);
 }

@@ -190,8 +190,11 @@ static int look_below_anew(struct rebase *rb, struct img_error *err)
 {
     struct img_disk *d = rb->disk;
     struct img_error why;
-    int r = img_chain_reopen_below(d->chain, &why);
+    int r;
 
+    d->chain->told = rb->name;
+    r = img_chain_reopen_below(d->chain, &why);
+    d->chain->told = NULL;
     if (r == 0 || rb->opts.unsafe)
         return 0;
     if (err)

@@ -22,3 +22,8 @@ stop_server() { # [SIGNAL]; returns once it is gone
         sleep 0.05
     done
 }
+
+no_libnbd() {
+    vimg info nbd+unix:///?socket=/nonexistent 2>&1 |
+        grep -q "without libnbd"
+}
