@@ -87,8 +87,11 @@ static int check_disk(struct model *m)
     opts.report = on_finding;
     if (img_check(m->disk, &opts, NULL, &result, &err) < 0)
         return fail(m, "check", 0, 0, &err);
-    /* qcow has no way to remember a place that is free again. */
-    if (!strcmp(m->plan->format, "qcow"))
+    /* qcow has no way to remember a place that is free again, nor has
+     * vmfsSparse, whose grains are parts of a page. */
+    if (!strcmp(m->plan->format, "qcow") ||
+        (m->plan->n_settings &&
+         !strcmp(m->plan->settings[0], "subformat=vmfsSparse")))
         result.leaks = 0;
     if (result.errors || result.leaks || result.check_errors)
         return fail(m, "check: errors, leaks", result.errors, result.leaks,
@@ -212,6 +215,12 @@ static int fill_layer(struct model *m, const char *path, const char *format,
     return 0;
 }
 
+/* VDI images find their parents by that. */
+static const char *suffix_of(const struct plan *plan)
+{
+    return strcmp(plan->format, "vdi") ? "" : ".vdi";
+}
+
 /* The lowest layer is raw and shorter than the disk, as a disk grown by its
  * overlay is. */
 static int make_image(struct model *m)
@@ -223,13 +232,13 @@ static int make_image(struct model *m)
     int n = 0;
 
     for (int i = 0; i < plan->backing; i++) {
-        /* Only VMDK goes over VMDK. */
-        const char *format = !strcmp(plan->format, "vmdk") ? "vmdk"
+        /* Only VMDK goes over VMDK, only VDI over VDI. */
+        const char *format = plan->format[0] == 'v' ? plan->format
                              : i ? "qcow2" : "raw";
         uint64_t size = i ? m->size
                           : m->size / 1024 * 3 / 4 * 1024 + 512;
 
-        snprintf(name, sizeof(name), "base%d", i);
+        snprintf(name, sizeof(name), "base%d%s", i, suffix_of(plan));
         snprintf(path, sizeof(path), "%s/%s", m->dir, name);
         if (create(m, path, format, NULL, below_format ? below : NULL,
                    below_format, size) < 0 ||
@@ -263,7 +272,8 @@ static int run_operations(struct model *m)
     if (compare_all(m) < 0 || close_disk(m) < 0 || open_disk(m, 0) < 0 ||
         compare_all(m) < 0 || check_disk(m) < 0 || close_disk(m) < 0)
         return -1;
-    return peers ? ask_peer(m) : 0;
+    return peers && qemu_reads(m->plan->format, m->plan->settings,
+                               m->plan->backing) ? ask_peer(m) : 0;
 }
 
 static int run_plan(const struct plan *plan)
@@ -285,7 +295,7 @@ static int run_plan(const struct plan *plan)
     m.can_compress = (format->features & IMG_CAN_COMPRESS) &&
                      !plan->data_file;
     m.dir = make_scratch(dir, sizeof(dir));
-    snprintf(m.path, sizeof(m.path), "%s/disk", dir);
+    snprintf(m.path, sizeof(m.path), "%s/disk%s", dir, suffix_of(plan));
 
     r = run_operations(&m);
     if (m.disk)
@@ -370,21 +380,31 @@ static void add_others(void)
 {
     static const char *const subformats[] = {
         "subformat=monolithicSparse", "subformat=twoGbMaxExtentSparse",
-        "subformat=monolithicFlat", "subformat=twoGbMaxExtentFlat"
+        "subformat=monolithicFlat", "subformat=twoGbMaxExtentFlat",
+        "subformat=vmfs", "subformat=vmfsSparse"
     };
 
     add_plan("raw", (5 << 20) + 512, 0);
     if (img_format_by_name("vdi")) {
         add_plan("vdi", 16 << 20, 0);
         set(add_plan("vdi", 16 << 20, 0), "static=on");
+        set(add_plan("vdi", (8 << 20) + 512, 0), "block_size=4k");
+        add_plan("vdi", 16 << 20, 1);
+        set(add_plan("vdi", (8 << 20) + 1024, 2), "block_size=64k");
     }
     if (img_format_by_name("vmdk")) {
-        for (int i = 0; i < 4; i++)
+        for (int i = 0; i < 6; i++)
             set(add_plan("vmdk", 8 << 20, 0), subformats[i]);
+        for (int i = 0; i < 2; i++) {
+            set(add_plan("vmdk", 8 << 20, 2), subformats[i]);
+            set(add_plan("vmdk", (8 << 20) + 512, i), "zeroed_grain=on");
+        }
+        set(add_plan("vmdk", 4 << 20, 2), "subformat=vmfsSparse");
     }
     if (img_format_by_name("qcow")) {
         add_plan("qcow", 4 << 20, 0);
         add_plan("qcow", 4 << 20, 1);
+        add_plan("qcow", (4 << 20) + 512, 2);
     }
 }
 
@@ -412,7 +432,9 @@ static int run_matrix(const char *only, uint64_t total, uint64_t seed)
         if (only && strcmp(only, plan->format))
             continue;
         plan->seed = seed + (uint64_t)i;
-        plan->peer = peers && plan->seed % 3 == 0;
+        plan->peer = peers && plan->seed % 3 == 0 &&
+                     qemu_creates(plan->format, plan->settings,
+                                  plan->backing);
         plan->ops = total * weight(plan) / chosen + 1;
         if (verbose)
             print_plan(stderr, plan);

@@ -107,3 +107,25 @@ bool all_zero(const void *buf, size_t len)
 
     return !len || (!p[0] && !memcmp(p, p + 1, len - 1));
 }
+
+static bool any_begins(const char *const *settings, const char *with)
+{
+    for (; *settings; settings++)
+        if (!strncmp(*settings, with, strlen(with)))
+            return true;
+    return false;
+}
+
+bool qemu_reads(const char *format, const char *const *settings,
+                bool backing)
+{
+    return strcmp(format, "vdi") ||
+           (!backing && !any_begins(settings, "block_size="));
+}
+
+bool qemu_creates(const char *format, const char *const *settings,
+                  bool backing)
+{
+    return qemu_reads(format, settings, backing) &&
+           !any_begins(settings, "subformat=vmfs");
+}

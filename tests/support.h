@@ -29,4 +29,11 @@ bool have_program(const char *name);
 
 bool all_zero(const void *buf, size_t len);
 
+/* What QEMU 7.2 has: no differencing VDI, and of VDI only blocks of 1 MiB;
+ * VMDK's vmfs... it reads only. */
+bool qemu_reads(const char *format, const char *const *settings,
+                bool backing);
+bool qemu_creates(const char *format, const char *const *settings,
+                  bool backing);
+
 #endif

@@ -260,10 +260,10 @@ static bool close_disk(struct shared *s)
     return true;
 }
 
-/* Only VMDK goes over VMDK. */
+/* Only VMDK goes over VMDK, only VDI over VDI. */
 static const char *base_format(const struct plan *plan)
 {
-    return strcmp(plan->format, "vmdk") ? "raw" : "vmdk";
+    return plan->format[0] == 'v' ? plan->format : "raw";
 }
 
 static bool create(struct shared *s, const char *path, const char *format,
@@ -367,37 +367,64 @@ static bool check(struct shared *s)
     return true;
 }
 
-static bool ask_peer(struct shared *s, const char *path)
+/* qemu-img checks the image and reads from it what we read. */
+static bool ask_peer(struct shared *s, const char *path, const char *flat)
 {
-    if (!strcmp(s->plan->format, "qcow2") && have_program("qemu-img") &&
+    const struct plan *plan = s->plan;
+    uint8_t *buf = must_alloc(MAX_LEN);
+    FILE *f = fopen(flat, "wb");
+    struct img_error err;
+    bool ok = f != NULL;
+
+    for (uint64_t off = 0; ok && off < plan->size; off += MAX_LEN) {
+        uint64_t n = plan->size - off < MAX_LEN ? plan->size - off : MAX_LEN;
+
+        ok = img_pread(s->disk, buf, n, off, &err) == 0 &&
+             fwrite(buf, 1, n, f) == n;
+    }
+    free(buf);
+    ok = f && fclose(f) == 0 && ok;
+    if (!close_disk(s) || !ok)
+        return ok ? false : fail(s, "writing what was read", 0, NULL);
+    if (!have_program("qemu-img") ||
+        !qemu_reads(plan->format, plan->settings, plan->backing))
+        return true;
+    /* It has no check of raw, qcow and flat images, exit 63. */
+    if ((!strcmp(plan->format, "qcow2") || !strcmp(plan->format, "vdi")) &&
         run_program("/dev/stderr", (const char *[]) { "qemu-img", "check",
-                    "-q", "-f", "qcow2", path, NULL }))
+                    "-q", "-f", plan->format, path, NULL }))
         return fail(s, "qemu-img check", 0, NULL);
+    if (run_program("/dev/stderr", (const char *[]) { "qemu-img", "compare",
+                    "-q", "-f", "raw", "-F", plan->format, flat, path,
+                    NULL }))
+        return fail(s, "qemu-img compare", 0, NULL);
     return true;
 }
 
 static bool run_plan(const struct plan *plan)
 {
     struct shared s = { .plan = plan };
-    char dir[4000], path[4100], base[4100];
+    char dir[4000], path[4100], base[4100], flat[4100];
+    const char *suffix = strcmp(plan->format, "vdi") ? "" : ".vdi";
     bool ok;
 
     make_scratch(dir, sizeof(dir));
-    snprintf(path, sizeof(path), "%s/disk", dir);
-    snprintf(base, sizeof(base), "%s/base", dir);
+    snprintf(path, sizeof(path), "%s/disk%s", dir, suffix);
+    snprintf(base, sizeof(base), "%s/base%s", dir, suffix);
+    snprintf(flat, sizeof(flat), "%s/flat", dir);
     s.half = plan->size / 2 / (STRIPE * THREADS) * (STRIPE * THREADS);
     s.flat = must_alloc(s.half);
     memset(s.flat, 0, s.half);
     ok = (!plan->backing || make_base(&s, base)) &&
          create(&s, path, plan->format, plan->settings,
-                plan->backing ? "base" : NULL) &&
+                plan->backing ? base + strlen(dir) + 1 : NULL) &&
          open_disk(&s, path, plan->format) && run_workers(&s) && verify(&s);
     if (s.disk)
         ok = close_disk(&s) && ok;
     ok = ok && open_disk(&s, path, plan->format) && verify(&s) && check(&s);
+    ok = ok && ask_peer(&s, path, flat);
     if (s.disk)
         ok = close_disk(&s) && ok;
-    ok = ok && ask_peer(&s, path);
     free(s.flat);
     remove_scratch(dir);
     return ok;
@@ -418,6 +445,15 @@ static int run_matrix(uint64_t ops, uint64_t seed)
         { "vdi", { NULL }, false, 16 << 20, 0, 0, 0 },
         { "vmdk", { NULL }, false, 16 << 20, 0, 0, 0 },
         { "vmdk", { "zeroed_grain=on" }, true, 16 << 20, 0, 0, 1 },
+        { "vdi", { "static=on" }, false, 8 << 20, 0, 0, 0 },
+        { "vdi", { "block_size=64k" }, true, 8 << 20, 0, 0, 1 },
+        { "vmdk", { NULL }, true, 8 << 20, 0, 0, 0 },
+        { "vmdk", { "subformat=twoGbMaxExtentSparse" }, false, 8 << 20, 0, 0,
+          0 },
+        { "vmdk", { "subformat=twoGbMaxExtentFlat" }, false, 8 << 20, 0, 0,
+          0 },
+        { "vmdk", { "subformat=vmfsSparse" }, true, 4 << 20, 0, 0, 0 },
+        { "qcow", { NULL }, false, 8 << 20, 0, 0, 1 },
         { "qcow", { NULL }, true, 8 << 20, 0, 0, 0 },
     };
     int run = 0, failed = 0;
