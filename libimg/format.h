@@ -237,7 +237,11 @@ struct img_format {
     int (*touch)(struct img_layer *, uint64_t off, uint64_t len,
                  struct img_error *);
 
-    /* Whole image. */
+    /* Whole image.  grow: tables for a larger disk; layer->size is the new
+     * one from then on, but the file still says the old one, so that what the
+     * disk gains can be cleared before anybody sees it.  resize follows, or
+     * the caller sets the old size again.  NULL: resize does it all. */
+    int (*grow)(struct img_layer *, uint64_t size, struct img_error *);
     int (*resize)(struct img_layer *, uint64_t size, enum img_prealloc,
                   struct img_error *);
     /* base: the new backing file, opened; NULL = not opened or none. */

@@ -59,6 +59,9 @@ static int commit(struct img_disk *d, unsigned depth, bool empty,
     if (lower->size < img_size(d))
         r = img_resize_layer(&d->io, depth, img_size(d), IMG_PREALLOC_OFF,
                              err);
+    /* A raw file's length is its size: the new one, or still the old. */
+    if (r == 0)
+        r = img_io_flush(&d->io, depth, err);
     if (r == 0)
         r = copy_down(d, depth, job, err);
     if (r == 0)

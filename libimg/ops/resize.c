@@ -2,8 +2,8 @@
  *
  * What growing adds reads as zeros.  Two things speak against that: a backing
  * file that is longer than the overlay was, and old bytes behind the end in
- * the last cluster.  Both are cleared after the size has changed, for before
- * that the format has no place for them.
+ * the last cluster.  Both are cleared before the file says the new size, where
+ * the format can do that, so that a crash shows neither.
  */
 #include "ops/resize.h"
 #include "core/disk.h"
@@ -61,7 +61,7 @@ int img_resize_layer(struct img_io *io, unsigned depth, uint64_t size,
 {
     struct img_layer *l = io->chain->layers[depth];
     uint64_t old = l->size;
-    int r;
+    int r = 0;
 
     if (!l->format->resize)
         return img_fail(err, ENOTSUP, "%s: format %s cannot change its size",
@@ -71,8 +71,20 @@ int img_resize_layer(struct img_io *io, unsigned depth, uint64_t size,
     if (size > INT64_MAX)
         return img_fail(err, EFBIG, "%s: %llu bytes are too many", l->path,
                         (unsigned long long)size);
+    if (size > old && l->format->grow) {
+        r = l->format->grow(l, size, err);
+        if (r == 0)
+            r = clear_growth(io, depth, old, err);
+        if (r == 0)
+            r = img_io_flush(io, depth, err);
+        if (r < 0) {
+            l->size = old;
+            return r;
+        }
+    }
     r = l->format->resize(l, size, prealloc, err);
-    if (r == 0 && size > old && !img_format_is_identity(l->format))
+    if (r == 0 && size > old && !l->format->grow &&
+        !img_format_is_identity(l->format))
         r = clear_growth(io, depth, old, err);
     return r;
 }

@@ -225,7 +225,7 @@ static int write_image(struct img_file *f, const char *path,
 
     if (!buf)
         return img_fail_nomem(err);
-    r = img_qcow2_header_build(path, &p->h, buf, err);
+    r = img_qcow2_header_build(path, &p->h, NULL, buf, err);
     if (r == 0)
         r = write_refcounts(f, p, err);
     if (r == 0 && f->is_device)

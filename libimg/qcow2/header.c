@@ -418,24 +418,37 @@ static void put_extension(struct builder *b, uint32_t type, const void *data,
     b->at += need;
 }
 
-/* The names of the features that this program can set, for programs that do
- * not know them. */
-static void put_features(struct builder *b)
+/* Is there room for an extension, the end mark and, somewhere in the cluster,
+ * the backing file's name? */
+static bool fits_in_sector(const struct builder *b, size_t len,
+                           size_t name_len)
 {
-    static const struct { uint8_t type, bit; const char *name; } names[] = {
-        { 0, 0, "dirty bit" }, { 0, 1, "corrupt bit" },
-        { 0, 2, "external data file" }, { 0, 3, "compression type" },
-        { 0, 4, "extended L2 entries" }, { 1, 0, "lazy refcounts" },
-        { 2, 0, "bitmaps" }, { 2, 1, "raw external data" },
+    size_t end = b->at + 8 + (size_t)img_round_up(len, 8) + 8;
+
+    return end <= QCOW2_SECTOR && end + name_len <= b->room;
+}
+
+/* The names of the features without which the image cannot be read, for
+ * programs that do not know them. */
+static void put_features(struct builder *b, uint64_t incompatible,
+                         size_t name_len)
+{
+    static const struct { uint8_t bit; const char *name; } names[] = {
+        { 2, "external data file" }, { 3, "compression type" },
+        { 4, "extended L2 entries" },
     };
     uint8_t table[IMG_COUNT(names) * 48] = { 0 };
+    size_t len = 0;
 
     for (size_t i = 0; i < IMG_COUNT(names); i++) {
-        table[i * 48] = names[i].type;
-        table[i * 48 + 1] = names[i].bit;
-        memcpy(table + i * 48 + 2, names[i].name, strlen(names[i].name));
+        if (!(incompatible >> names[i].bit & 1))
+            continue;
+        table[len + 1] = names[i].bit;
+        memcpy(table + len + 2, names[i].name, strlen(names[i].name));
+        len += 48;
     }
-    put_extension(b, QCOW2_EXT_FEATURES, table, sizeof table);
+    if (len && fits_in_sector(b, len, name_len))
+        put_extension(b, QCOW2_EXT_FEATURES, table, len);
 }
 
 static bool is_courtesy(const struct qcow2_extension *e)
@@ -443,21 +456,19 @@ static bool is_courtesy(const struct qcow2_extension *e)
     return e->type == QCOW2_EXT_FEATURES || e->type == QCOW2_EXT_BASE_ID;
 }
 
-/* What is left out where it does not fit with the backing file's name. */
+/* What is left out where the first sector has no room for it. */
 static void put_courtesies(struct builder *b, const struct qcow2_header *h,
                            size_t name_len)
 {
-    size_t end = 8 + name_len;
-
     for (size_t i = 0; i < h->n_extensions; i++) {
         const struct qcow2_extension *e = &h->extensions[i];
 
         if (e->type == QCOW2_EXT_BASE_ID && h->backing &&
-            b->room - b->at >= 8 + img_round_up(e->len, 8) + end)
+            fits_in_sector(b, e->len, name_len))
             put_extension(b, e->type, e->data, e->len);
     }
-    if (h->version >= 3 && b->room - b->at >= 8 * 48 + 8 + end + 8)
-        put_features(b);
+    if (h->version >= 3)
+        put_features(b, h->incompatible, name_len);
 }
 
 static void put_bitmaps(struct builder *b, const struct qcow2_header *h)
@@ -495,8 +506,52 @@ static void put_fixed(const struct qcow2_header *h, uint8_t *buf)
         memcpy(buf + QCOW2_OUR_HEADER, h->more, h->more_len);
 }
 
+/* Where the header that is there has its name; len 0 = nowhere that matters. */
+static struct qcow2_range name_in(const struct builder *b, const uint8_t *old)
+{
+    struct qcow2_range r = { 0 };
+
+    if (!old)
+        return r;
+    r.off = img_get_be64(old + 8);
+    r.len = img_get_be32(old + 16);
+    if (!img_inside(r.off, r.len, b->room) || r.off < QCOW2_SECTOR ||
+        r.off < b->at)
+        r.len = 0;
+    return r;
+}
+
+/* The name goes into the first sector, or to where none has been: whoever
+ * reads the old first sector then finds the old name, and whoever reads the
+ * new one the new name. */
+static void put_name(struct builder *b, const char *name, const uint8_t *old)
+{
+    struct qcow2_range had = name_in(b, old);
+    size_t len = strlen(name), at = b->at;
+
+    if (at + len > QCOW2_SECTOR && at + len <= b->room) {
+        size_t behind = IMG_MAX((size_t)QCOW2_SECTOR,
+                                (size_t)img_round_up(at, 8));
+
+        if (had.len && had.off < behind + len)
+            behind = (size_t)img_round_up(had.off + had.len, 8);
+        if (behind + len <= b->room)
+            at = behind;
+    }
+    if (len > MAX_BACKING_NAME || at + len > b->room) {
+        b->full = true;
+        return;
+    }
+    if (had.len && (at + len <= had.off || at >= had.off + had.len))
+        memcpy(b->buf + had.off, old + had.off, (size_t)had.len);
+    img_put_be64(b->buf + 8, at);
+    img_put_be32(b->buf + 16, (uint32_t)len);
+    memcpy(b->buf + at, name, len);
+}
+
 int img_qcow2_header_build(const char *path, const struct qcow2_header *h,
-                           uint8_t *buf, struct img_error *err)
+                           const uint8_t *old, uint8_t *buf,
+                           struct img_error *err)
 {
     size_t cluster = (size_t)1 << h->cluster_bits;
     struct builder b = { .buf = buf, .room = cluster };
@@ -519,16 +574,11 @@ int img_qcow2_header_build(const char *path, const struct qcow2_header *h,
                           h->extensions[i].len);
     put_courtesies(&b, h, name_len);
     put_extension(&b, QCOW2_EXT_END, NULL, 0);
-    if (name_len > MAX_BACKING_NAME || name_len > b.room - b.at)
-        b.full = true;
+    if (h->backing && *h->backing && !b.full)
+        put_name(&b, h->backing, old);
     if (b.full)
         return img_fail(err, EINVAL, "%s: header: the extensions and the "
                         "backing file's name do not fit into a cluster of "
                         "%zu bytes", path, cluster);
-    if (name_len) {
-        img_put_be64(buf + 8, b.at);
-        img_put_be32(buf + 16, (uint32_t)name_len);
-        memcpy(buf + b.at, h->backing, name_len);
-    }
     return 0;
 }

@@ -71,16 +71,40 @@ int img_qcow2_write_table(struct qcow2 *q, uint64_t off,
     return r;
 }
 
+/* What lies behind the first sector comes first, where nothing refers to it
+ * yet: the new backing name, or all that differs if extensions reach there. */
+static int write_behind(struct qcow2 *q, const uint8_t *old,
+                        const uint8_t *buf, struct img_error *err)
+{
+    size_t from = QCOW2_SECTOR, to = q->cluster_size;
+    int r;
+
+    while (to > from && !buf[to - 1])
+        to--;
+    while (from < to && old[from] == buf[from])
+        from++;
+    if (from >= to)
+        return 0;
+    r = img_file_pwrite(q->file, buf + from, to - from, from, err);
+    return r == 0 ? img_file_sync(q->file, err) : r;
+}
+
 int img_qcow2_header_write(struct qcow2 *q, struct img_error *err)
 {
     img_autofree uint8_t *buf = malloc(q->cluster_size);
+    img_autofree uint8_t *old = malloc(q->cluster_size);
     int r;
 
-    if (!buf)
+    if (!buf || !old)
         return img_fail_nomem(err);
-    r = img_qcow2_header_build(q->layer->path, &q->h, buf, err);
+    r = img_file_pread(q->file, old, q->cluster_size, 0, err);
+    if (r < 0)
+        return r;
+    r = img_qcow2_header_build(q->layer->path, &q->h, old, buf, err);
     if (r == 0)
-        r = img_file_pwrite(q->file, buf, q->cluster_size, 0, err);
+        r = write_behind(q, old, buf, err);
+    if (r == 0)
+        r = img_file_pwrite(q->file, buf, QCOW2_SECTOR, 0, err);
     return r == 0 ? img_file_sync(q->file, err) : r;
 }
 
@@ -372,7 +396,8 @@ const struct img_format img_qcow2 = {
     .reserve = img_qcow2_reserve, .publish = img_qcow2_publish,
     .abandon = img_qcow2_abandon, .unmap = img_qcow2_unmap,
     .sync = img_qcow2_sync, .touch = img_qcow2_touch,
-    .resize = img_qcow2_resize, .set_backing = img_qcow2_set_backing,
+    .grow = img_qcow2_grow, .resize = img_qcow2_resize,
+    .set_backing = img_qcow2_set_backing,
     .check_base = img_qcow2_check_base, .noted_base = img_qcow2_noted_base,
     .fingerprint = img_qcow2_fingerprint,
     .amend = img_qcow2_amend, .check = img_qcow2_check,

@@ -39,6 +39,7 @@ enum {
     QCOW2_MAX_SNAPSHOTS = 65536,
     QCOW2_MAX_SNAPSHOT_BYTES = 64 << 20,
 
+    QCOW2_SECTOR = 512,         /* what a disk writes whole or not at all */
     QCOW2_SLICE = 16384,        /* cached piece of an L2 table or refcount
                                    block; a cluster if that is smaller */
     QCOW2_KIND_L2 = 1, QCOW2_KIND_REFS = 2
@@ -188,10 +189,13 @@ int img_qcow2_header_parse(const char *path, const uint8_t *head, size_t len,
                            uint64_t file_size, struct qcow2_header *h,
                            struct img_error *err);
 /* Builds the header cluster (extensions, backing name) in buf, cluster_size
- * bytes.  -ENOSPC-like EINVAL where it does not fit. */
+ * bytes.  old: the one that the image has now, or NULL; its backing name stays
+ * readable.  EINVAL where it does not fit. */
 int img_qcow2_header_build(const char *path, const struct qcow2_header *h,
-                           uint8_t *buf, struct img_error *err);
-/* Writes the header cluster; durable. */
+                           const uint8_t *old, uint8_t *buf,
+                           struct img_error *err);
+/* Writes the header anew, by one write of one sector as far as a reader can
+ * tell, unless others' extensions do not fit into that; durable. */
 int img_qcow2_header_write(struct qcow2 *q, struct img_error *err);
 void img_qcow2_header_free(struct qcow2_header *h);
 int img_qcow2_header_copy_text(char **to, const char *from,
@@ -369,6 +373,7 @@ int img_qcow2_defaults(const struct img_create_options *,
 int img_qcow2_measure(const struct img_create_options *, uint64_t size,
                       uint64_t data_clusters_of(void *, uint32_t),
                       void *, struct img_measure *, struct img_error *);
+int img_qcow2_grow(struct img_layer *, uint64_t size, struct img_error *);
 int img_qcow2_resize(struct img_layer *, uint64_t size, enum img_prealloc,
                      struct img_error *);
 int img_qcow2_set_backing(struct img_layer *, const char *name,

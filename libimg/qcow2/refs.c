@@ -294,11 +294,30 @@ static int write_new_blocks(struct qcow2 *q, uint64_t from,
     return r;
 }
 
+/* Where the old table names a block that is not on the disk yet, the new one
+ * must not name it either: its entries are what the disk has. */
+static int write_new_table(struct qcow2 *q, uint64_t old_entries,
+                           uint64_t host, struct img_error *err)
+{
+    uint64_t *old;
+    int r = img_qcow2_read_table(q, q->h.reftable_offset, old_entries, &old,
+                                 err);
+
+    if (r < 0)
+        return r;
+    r = img_qcow2_write_table(q, host, old, old_entries, err);
+    free(old);
+    return r < 0 ? r : img_qcow2_write_table(q, host + old_entries * 8,
+                                             q->reftable + old_entries,
+                                             q->reftable_entries -
+                                             old_entries, err);
+}
+
 /* The blocks that describe the new table, then the table, then the header:
- * each durable before what points to it.  Older blocks hold on the disk what
- * the last write-back left, or zeros: nothing that is durable needs more.
- * The old table is given back only after a write-back that may be under way
- * on it has ended. */
+ * each durable before what points to it.  Entries that a write-back has in
+ * hand for the old table are written to the new one by the next.  The old
+ * table is given back only after a write-back that may be under way on it has
+ * ended. */
 static int switch_table(struct qcow2 *q, uint64_t old_entries, uint64_t host,
                         struct img_error *err)
 {
@@ -310,8 +329,7 @@ static int switch_table(struct qcow2 *q, uint64_t old_entries, uint64_t host,
     if (r == 0)
         r = write_new_blocks(q, old_entries, err);
     if (r == 0)
-        r = img_qcow2_write_table(q, host, q->reftable, q->reftable_entries,
-                                  err);
+        r = write_new_table(q, old_entries, host, err);
     if (r == 0)
         r = img_file_sync(q->file, err);
     if (r < 0)
@@ -327,7 +345,8 @@ static int switch_table(struct qcow2 *q, uint64_t old_entries, uint64_t host,
         q->h.reftable_clusters = old.reftable_clusters;
         return r;
     }
-    q->reftable_dirty_from = q->reftable_dirty_to = 0;
+    q->reftable_dirty_from = 0;
+    q->reftable_dirty_to = old_entries;
     return img_qcow2_free_later(q, old.reftable_offset,
                                 (uint64_t)old.reftable_clusters <<
                                 q->cluster_bits, false, err);

@@ -76,10 +76,12 @@ static int cut_tables(struct qcow2 *q, uint64_t size, struct img_error *err)
     return r;
 }
 
+/* Drops what lies behind size, which is the disk's already: the guest never
+ * sees it change. */
 static int cut(struct qcow2 *q, uint64_t size, struct img_error *err)
 {
     uint64_t from = img_round_up(size, UINT64_C(1) << q->block_bits);
-    uint64_t end = q->layer->size;
+    uint64_t end = (uint64_t)q->h.l1_size << (q->l2_bits + q->cluster_bits);
     int r = 0;
 
     while (from < end && r == 0) {
@@ -114,41 +116,82 @@ static int set_size(struct qcow2 *q, uint64_t size, struct img_error *err)
     return 0;
 }
 
-int img_qcow2_resize(struct img_layer *layer, uint64_t size,
-                     enum img_prealloc prealloc, struct img_error *err)
+/* The data file is the disk, byte by byte; the tables say nothing else. */
+static bool is_raw(const struct qcow2 *q)
 {
-    struct qcow2 *q = img_qcow2_of(layer);
-    uint64_t old = layer->size, need = img_qcow2_l1_needed(q, size);
-    int r = 0;
+    return q->data && (q->h.autoclear & QCOW2_DATA_FILE_RAW);
+}
 
+/* Before anything changes. */
+static int refuse_size(struct qcow2 *q, uint64_t size, struct img_error *err)
+{
     if (q->h.version < 3 && q->n_snapshots)
         return img_fail(err, ENOTSUP, "%s: Can't resize a v2 image which has "
-                        "snapshots", layer->path);
+                        "snapshots", q->layer->path);
+    if (size > INT64_MAX)
+        return img_fail(err, EFBIG, "%s: %llu bytes", q->layer->path,
+                        (unsigned long long)size);
+    return 0;
+}
+
+/* What an interrupted shrinking, or a virtual machine's state, has left
+ * behind the end would be seen. */
+int img_qcow2_grow(struct img_layer *layer, uint64_t size,
+                   struct img_error *err)
+{
+    struct qcow2 *q = img_qcow2_of(layer);
+    uint64_t need = img_qcow2_l1_needed(q, size);
+    int r = refuse_size(q, size, err);
+
+    if (r == 0)
+        r = img_qcow2_bitmaps_resize(q, size, err);
+    if (r == 0 && !is_raw(q))
+        r = cut(q, q->h.size, err);
+    if (r == 0 && need > q->h.l1_size)
+        r = grow_l1(q, need, err);
+    if (r == 0)
+        layer->size = size;
+    return img_qcow2_result(q, r);
+}
+
+static int resize(struct qcow2 *q, uint64_t size, enum img_prealloc prealloc,
+                  struct img_error *err)
+{
+    struct img_layer *layer = q->layer;
+    uint64_t old = q->h.size;
+    int r = refuse_size(q, size, err);
+
+    if (r < 0)
+        return r;
     if (prealloc != IMG_PREALLOC_OFF && layer->backing &&
         !img_qcow2_has_subclusters(q))
         return img_fail(err, ENOTSUP, "%s: preallocation cannot be used with "
                         "a backing file", layer->path);
-    if (size > INT64_MAX)
-        return img_fail(err, EFBIG, "%s: %llu bytes", layer->path,
-                        (unsigned long long)size);
     r = img_qcow2_bitmaps_resize(q, size, err);
-    if (r == 0 && size < old)
-        r = cut(q, size, err);
-    if (r == 0 && need > q->h.l1_size)
-        r = grow_l1(q, need, err);
-    if (r == 0 && q->data && size != old &&
-        (size > old || (q->h.autoclear & QCOW2_DATA_FILE_RAW)))
+    if (r == 0 && q->data && size > old)
         r = img_file_truncate(layer->files[q->data], size, err);
     if (r == 0)
         r = set_size(q, size, err);
-    if (r == 0 && size > old && q->data &&
-        (q->h.autoclear & QCOW2_DATA_FILE_RAW) &&
-        prealloc == IMG_PREALLOC_OFF)
+    if (r == 0 && size < old && is_raw(q))
+        r = img_file_truncate(layer->files[q->data], size, err);
+    else if (r == 0 && size < old)
+        r = cut(q, size, err);
+    if (r == 0 && size > old && is_raw(q) && prealloc == IMG_PREALLOC_OFF)
         prealloc = IMG_PREALLOC_METADATA;
     if (r == 0 && size > old && prealloc != IMG_PREALLOC_OFF) {
         r = img_qcow2_preallocate(q, old, size - old, prealloc, err);
         if (r == 0)
             r = img_qcow2_settle(q, err);
     }
+    return r;
+}
+
+int img_qcow2_resize(struct img_layer *layer, uint64_t size,
+                     enum img_prealloc prealloc, struct img_error *err)
+{
+    struct qcow2 *q = img_qcow2_of(layer);
+    int r = resize(q, size, prealloc, err);
+
+    layer->size = q->h.size;
     return img_qcow2_result(q, r);
 }

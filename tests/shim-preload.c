@@ -1,0 +1,47 @@
+/* The shim in a program that knows nothing of it:
+ *
+ *   LD_PRELOAD=shim.so SHIM_FAULT=KINDS:CODE:N[:ever] program ...
+ *
+ * KINDS and CODE are numbers as in shim.h and errno.h.  Where the environment
+ * names a file in SHIM_REPORT, the number of faults that came is written
+ * there. */
+#include "shim.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+static struct shim_fault fault;
+static int report = -1;
+
+__attribute__((constructor)) static void begin(void)
+{
+    const char *text = getenv("SHIM_FAULT"), *file = getenv("SHIM_REPORT");
+    long n = 0;
+
+    if (!text || sscanf(text, "%u:%d:%ld", &fault.kinds, &fault.code,
+                        &n) != 3)
+        return;
+    fault.for_ever = strstr(text, ":ever") != NULL;
+    if (file)
+        report = (int)syscall(SYS_openat, AT_FDCWD, file,
+                              O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    atomic_store(&fault.left, n);
+    shim_fault = &fault;
+}
+
+__attribute__((destructor)) static void end(void)
+{
+    char line[32];
+    int n;
+
+    shim_fault = NULL;
+    if (report < 0)
+        return;
+    n = snprintf(line, sizeof line, "%ld\n", atomic_load(&fault.failed));
+    if (syscall(SYS_write, report, line, n) != n)
+        abort();
+}

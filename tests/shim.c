@@ -1,0 +1,308 @@
+/* See shim.h.  The real thing is done by the system call itself. */
+#include "shim.h"
+#include "record.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+struct shim_fault *shim_fault;
+struct record *shim_record;
+atomic_long shim_blocks;
+
+static bool is_due(unsigned kind)
+{
+    struct shim_fault *t = shim_fault;
+    long left;
+    bool now;
+
+    if (!t || !(t->kinds & kind))
+        return false;
+    atomic_fetch_add(&t->seen, 1);
+    left = atomic_load(&t->left);
+    while (left > 0 && !atomic_compare_exchange_weak(&t->left, &left,
+                                                     left - 1))
+        ;
+    now = left == 1 || (left == 0 && t->for_ever && t->failed);
+    if (now)
+        atomic_fetch_add(&t->failed, 1);
+    return now;
+}
+
+/* For calls that are done or not. */
+static bool fails(unsigned kind)
+{
+    if (!is_due(kind) || !shim_fault->code)
+        return false;
+    errno = shim_fault->code;
+    return true;
+}
+
+/* Images are files and devices; what goes to a terminal or a pipe is not
+ * ours. */
+static bool is_file(int fd)
+{
+    struct stat st;
+
+    return (shim_fault || shim_record) &&
+           syscall(SYS_fstat, fd, &st) == 0 &&
+           (S_ISREG(st.st_mode) || S_ISBLK(st.st_mode));
+}
+
+/* ---- reading and writing ----------------------------------------------- */
+
+/* The first half of iov, whole sectors if there are any, in at most max
+ * pieces. */
+static int half_of(const struct iovec *iov, int n, struct iovec *part,
+                   int max)
+{
+    size_t total = 0, half;
+    int k = 0;
+
+    for (int i = 0; i < n; i++)
+        total += iov[i].iov_len;
+    half = total > 1024 ? total / 2 / 512 * 512 : total / 2;
+    for (int i = 0; i < n && i < max && half; i++) {
+        part[k] = iov[i];
+        if (part[k].iov_len > half)
+            part[k].iov_len = half;
+        half -= part[k++].iov_len;
+    }
+    return k;
+}
+
+static ssize_t moved(long call, int fd, const struct iovec *iov, int n,
+                     off_t off, unsigned kind)
+{
+    struct iovec part[16];
+    int k = 0;
+
+    if (!is_file(fd) || !is_due(kind))
+        return syscall(call, fd, iov, n, off, 0);
+    if (!shim_fault->code || (shim_fault->torn && kind == SHIM_WRITE))
+        k = half_of(iov, n, part, 16);
+    if (!shim_fault->code)
+        return k ? syscall(call, fd, part, k, off, 0)
+                 : syscall(call, fd, iov, n, off, 0);
+    if (k)
+        syscall(call, fd, part, k, off, 0);
+    errno = shim_fault->code;
+    return -1;
+}
+
+ssize_t preadv(int fd, const struct iovec *iov, int n, off_t off)
+{
+    return moved(SYS_preadv, fd, iov, n, off, SHIM_READ);
+}
+
+ssize_t preadv2(int fd, const struct iovec *iov, int n, off_t off, int flags)
+{
+    return syscall(SYS_preadv2, fd, iov, n, off, 0, flags);
+}
+
+ssize_t pwritev(int fd, const struct iovec *iov, int n, off_t off)
+{
+    size_t i = record_begin_write(shim_record, fd, iov, n, off);
+    ssize_t r = moved(SYS_pwritev, fd, iov, n, off, SHIM_WRITE);
+
+    record_ended(shim_record, i, r >= 0);
+    return r;
+}
+
+ssize_t pwrite(int fd, const void *buf, size_t len, off_t off)
+{
+    struct iovec one = { (void *)buf, len };
+
+    return pwritev(fd, &one, 1, off);
+}
+
+ssize_t read(int fd, void *buf, size_t len)
+{
+    if (is_file(fd) && fails(SHIM_READ))
+        return -1;
+    return syscall(SYS_read, fd, buf, len);
+}
+
+ssize_t write(int fd, const void *buf, size_t len)
+{
+    if (is_file(fd) && fails(SHIM_WRITE))
+        return -1;
+    return syscall(SYS_write, fd, buf, len);
+}
+
+/* ---- space ------------------------------------------------------------- */
+
+int fallocate(int fd, int mode, off_t off, off_t len)
+{
+    size_t i;
+    long r;
+
+    if (is_file(fd) && fails(SHIM_SPACE))
+        return -1;
+    i = record_begin_space(shim_record, fd, mode, off, len);
+    r = syscall(SYS_fallocate, fd, mode, off, len);
+    record_ended(shim_record, i, r >= 0);
+    return (int)r;
+}
+
+int ftruncate(int fd, off_t len)
+{
+    size_t i;
+    long r;
+
+    if (is_file(fd) && fails(SHIM_SPACE))
+        return -1;
+    i = record_begin_truncate(shim_record, fd, len);
+    r = syscall(SYS_ftruncate, fd, len);
+    record_ended(shim_record, i, r >= 0);
+    return (int)r;
+}
+
+static int sync_by(long call, int fd)
+{
+    size_t i;
+    long r;
+
+    if (is_file(fd) && fails(SHIM_SYNC))
+        return -1;
+    i = record_begin_sync(shim_record, fd);
+    r = syscall(call, fd);
+    record_ended(shim_record, i, r >= 0);
+    return (int)r;
+}
+
+int fdatasync(int fd)
+{
+    return sync_by(SYS_fdatasync, fd);
+}
+
+int fsync(int fd)
+{
+    return sync_by(SYS_fsync, fd);
+}
+
+/* ---- looking, names ---------------------------------------------------- */
+
+int fstat(int fd, struct stat *st)
+{
+    if (is_file(fd) && fails(SHIM_LOOK))
+        return -1;
+    return (int)syscall(SYS_fstat, fd, st);
+}
+
+off_t lseek(int fd, off_t off, int whence)
+{
+    if (is_file(fd) && fails(SHIM_LOOK))
+        return -1;
+    return syscall(SYS_lseek, fd, off, whence);
+}
+
+int open(const char *path, int flags, ...)
+{
+    mode_t mode = 0;
+
+    if (flags & (O_CREAT | O_TMPFILE)) {
+        va_list ap;
+
+        va_start(ap, flags);
+        mode = va_arg(ap, mode_t);
+        va_end(ap);
+    }
+    if (fails(SHIM_NAME))
+        return -1;
+    return (int)syscall(SYS_openat, AT_FDCWD, path, flags, mode);
+}
+
+int linkat(int from_dir, const char *from, int to_dir, const char *to,
+           int flags)
+{
+    if (fails(SHIM_NAME))
+        return -1;
+    return (int)syscall(SYS_linkat, from_dir, from, to_dir, to, flags);
+}
+
+int rename(const char *from, const char *to)
+{
+    if (fails(SHIM_NAME))
+        return -1;
+    return (int)syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 0);
+}
+
+int renameat2(int from_dir, const char *from, int to_dir, const char *to,
+              unsigned flags)
+{
+    if (fails(SHIM_NAME))
+        return -1;
+    return (int)syscall(SYS_renameat2, from_dir, from, to_dir, to, flags);
+}
+
+/* ---- memory ------------------------------------------------------------ */
+
+#ifndef SHIM_SANITIZED
+void *__libc_malloc(size_t);
+void *__libc_calloc(size_t, size_t);
+void *__libc_realloc(void *, size_t);
+void *__libc_memalign(size_t, size_t);
+void __libc_free(void *);
+
+static bool may_have(void)
+{
+    if (!is_due(SHIM_MEMORY))
+        return true;
+    errno = ENOMEM;
+    return false;
+}
+
+static void *count(void *p)
+{
+    if (p)
+        atomic_fetch_add(&shim_blocks, 1);
+    return p;
+}
+
+void *malloc(size_t n)
+{
+    return may_have() ? count(__libc_malloc(n)) : NULL;
+}
+
+void *calloc(size_t n, size_t size)
+{
+    return may_have() ? count(__libc_calloc(n, size)) : NULL;
+}
+
+void *realloc(void *p, size_t n)
+{
+    if (!may_have())
+        return NULL;
+    return p ? __libc_realloc(p, n) : count(__libc_malloc(n));
+}
+
+void *aligned_alloc(size_t align, size_t n)
+{
+    return may_have() ? count(__libc_memalign(align, n)) : NULL;
+}
+
+int posix_memalign(void **p, size_t align, size_t n)
+{
+    void *got = may_have() ? count(__libc_memalign(align, n)) : NULL;
+
+    if (!got)
+        return ENOMEM;
+    *p = got;
+    return 0;
+}
+
+void free(void *p)
+{
+    if (p)
+        atomic_fetch_sub(&shim_blocks, 1);
+    __libc_free(p);
+}
+#endif
