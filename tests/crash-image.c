@@ -218,18 +218,23 @@ static void check_state(const struct config *c, uint64_t number,
     const char *wrong;
 
     for (unsigned f = 0; f < n_files; f++) {
+        data[f] = NULL;
+        if (!record_has_changed(points->r, f))
+            continue;           /* it lies there from the beginning */
         record_state(&points[f], choose, choice, &data[f], &len[f]);
         hash = hash_of(hash, data[f], len[f]);
     }
     if (is_new(hash)) {
         for (unsigned f = 0; f < n_files; f++)
-            put_file(state_dir, names[f], data[f], len[f]);
+            if (data[f])
+                put_file(state_dir, names[f], data[f], len[f]);
         wrong = judge_images(c, state_dir, &h);
         if (wrong) {
             fprintf(stderr, "after %zu of %zu changes, steps %d to %d: %s\n",
                     points->n, points->r->n, h.from, h.to, wrong);
             for (unsigned f = 0; f < n_files; f++)
-                put_file(state_dir, names[f], data[f], len[f]);
+                if (data[f])
+                    put_file(state_dir, names[f], data[f], len[f]);
             keep_evidence();
             name_workload(c, number);
             fail();

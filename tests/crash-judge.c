@@ -164,10 +164,10 @@ static uint32_t tag_at(const uint8_t *p, uint64_t sector)
 {
     uint32_t tag = img_get_be32(p);
 
-    for (uint64_t i = 0; i < SECTOR; i += 8)
-        if (img_get_be32(p + i) != tag ||
-            img_get_be32(p + i + 4) != (tag ? (uint32_t)sector : 0))
-            return MIXED;
+    /* All pieces of 8 bytes are the same. */
+    if (img_get_be32(p + 4) != (tag ? (uint32_t)sector : 0) ||
+        memcmp(p, p + 8, SECTOR - 8))
+        return MIXED;
     return tag;
 }
 
@@ -437,30 +437,34 @@ static int repair(const struct config *c, const char *dir,
     return r;
 }
 
-/* An image that is marked dirty is repaired by whoever opens it to write. */
-static int mend_if_marked(const struct config *c, const char *dir,
-                          struct img_error *err)
+/* Opens it, once it is repaired if it is marked dirty: whoever opens it to
+ * write does that. */
+static int open_mended(const struct config *c, const char *dir,
+                       struct img_disk **d, struct img_error *err)
 {
     struct img_info *info;
-    struct img_disk *d;
     bool dirty, broken;
-    int r = open_at(c, dir, 0, NULL, &d, err);
+    int r = open_at(c, dir, 0, NULL, d, err);
 
+    if (r == 0)
+        r = img_info_get(*d, &info, err);
     if (r < 0)
         return r;
-    r = img_info_get(d, &info, err);
-    dirty = r == 0 && info->dirty;
-    broken = (c->has & HAS_NO_MARK) && check(d) &&
+    dirty = info->dirty;
+    broken = (c->has & HAS_NO_MARK) && check(*d) &&
              strstr(first_error, "OFLAG_COPIED");
-    img_info_free(r == 0 ? info : NULL);
-    img_close(d, NULL);
-    dirty_images += dirty || broken;
+    img_info_free(info);
+    if (!dirty && !broken)
+        return 0;
+    img_close(*d, NULL);
+    dirty_images++;
     if (broken)
-        return repair(c, dir, err);
-    if (!dirty)
-        return r;
-    r = open_at(c, dir, IMG_OPEN_WRITE, NULL, &d, err);
-    return r == 0 ? img_close(d, err) : r;
+        r = repair(c, dir, err);
+    else
+        r = open_at(c, dir, IMG_OPEN_WRITE, NULL, d, err);
+    if (r == 0 && !broken)
+        r = img_close(*d, err);
+    return r == 0 ? open_at(c, dir, 0, NULL, d, err) : r;
 }
 
 const char *judge_images(const struct config *c, const char *dir,
@@ -470,8 +474,7 @@ const char *judge_images(const struct config *c, const char *dir,
     struct img_disk *d;
     const char *wrong;
 
-    if (mend_if_marked(c, dir, &err) < 0 ||
-        open_at(c, dir, 0, NULL, &d, &err) < 0)
+    if (open_mended(c, dir, &d, &err) < 0)
         return say("%s", err.message);
     wrong = judge_open(c, dir, d, h);
     img_close(d, NULL);

@@ -232,6 +232,14 @@ static bool concerns(const struct record_entry *e, unsigned file)
     return e->file == file && e->kind != RECORD_SYNC;
 }
 
+bool record_has_changed(const struct record *r, unsigned file)
+{
+    for (size_t i = 0; i < r->n; i++)
+        if (concerns(&r->log[i], file))
+            return true;
+    return false;
+}
+
 void record_point_begin(struct record_point *p, const struct record *r,
                         unsigned file, size_t n)
 {

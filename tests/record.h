@@ -54,6 +54,8 @@ size_t record_begin_truncate(struct record *r, int fd, off_t len);
 size_t record_begin_sync(struct record *r, int fd);
 void record_ended(struct record *r, size_t i, bool done);
 
+/* Was it written to at all? */
+bool record_has_changed(const struct record *r, unsigned file);
 /* Is entry i certain to be there once the first n entries have been? */
 bool record_is_durable(const struct record *r, size_t i, size_t n);
 
