@@ -1,6 +1,5 @@
 /* Settings of the form key=value,... and the objects made of them. */
 #include <errno.h>
-#include <fnmatch.h>
 #include <libimg.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -38,6 +37,12 @@ static int append(struct nbd_settings *s, char *key, char *value,
     s->keys[s->n] = key;
     s->values[s->n++] = value;
     return 0;
+}
+
+int nbd_settings_add(struct nbd_settings *s, const char *key,
+                     const char *value, struct img_error *err)
+{
+    return append(s, strdup(key), strdup(value), err);
 }
 
 /* One part up to a lone comma, with ",," made ','.  *text moves behind it. */
@@ -119,30 +124,65 @@ void nbd_settings_free(struct nbd_settings *s)
 
 /* ---- objects ----------------------------------------------------------- */
 
+/* The types that are known, and their settings beside qom-type and id; one
+ * that ends with '.' stands for all that begin so. */
+static const struct { const char *type, *keys; } types[] = {
+    { "tls-creds-x509",
+      "endpoint dir verify-peer priority passwordid sanity-check" },
+    { "tls-creds-psk", "endpoint dir verify-peer priority username" },
+    { "secret", "data file format" },
+    { "authz-simple", "identity" },
+    { "authz-list", "policy rules." },
+    { "authz-list-file", "filename refresh" }
+};
+
+static bool is_among(const char *keys, const char *key)
+{
+    while (*keys) {
+        size_t n = strcspn(keys, " ");
+
+        if (!strncmp(keys, key, n) && (keys[n - 1] == '.' || !key[n]))
+            return true;
+        keys += n + (keys[n] == ' ');
+    }
+    return false;
+}
+
+static int check(const struct nbd_settings *s, const char *text,
+                 struct img_error *err)
+{
+    const char *type = nbd_settings_get(s, "qom-type"), *keys = NULL;
+
+    if (!type || !nbd_settings_get(s, "id"))
+        return nbd_fail(err, EINVAL, "--object %s: needs a type and an id",
+                        text);
+    for (unsigned i = 0; i < sizeof types / sizeof types[0]; i++)
+        if (!strcmp(type, types[i].type))
+            keys = types[i].keys;
+    if (!keys)
+        return nbd_fail(err, ENOTSUP, !strcmp(type, "authz-pam") ?
+                        "--object %s: PAM is not supported here; use "
+                        "authz-list or authz-list-file" :
+                        "--object %s: that type is not known", type);
+    for (unsigned i = 0; i < s->n; i++)
+        if (strcmp(s->keys[i], "qom-type") && strcmp(s->keys[i], "id") &&
+            !is_among(keys, s->keys[i]))
+            return nbd_fail(err, EINVAL, "--object %s: '%s' is not expected",
+                            type, s->keys[i]);
+    return 0;
+}
+
 int nbd_objects_add(struct nbd_objects *o, const char *text,
                     struct img_error *err)
 {
-    static const char *const types[] = {
-        "tls-creds-x509", "tls-creds-psk", "secret", "authz-simple",
-        "authz-list"
-    };
     struct nbd_settings s = { 0 }, *list;
-    const char *type, *id;
     int ret = nbd_settings_parse(&s, text, "qom-type", err);
 
-    if (ret == 0) {
-        type = nbd_settings_get(&s, "qom-type");
-        id = nbd_settings_get(&s, "id");
-        ret = type && id ? nbd_fail(err, EINVAL, "--object %s: that type is "
-                                    "not known", type) :
-            nbd_fail(err, EINVAL, "--object %s: needs a type and an id",
-                     text);
-        for (unsigned i = 0; type && id && i < 5; i++)
-            if (!strcmp(type, types[i]))
-                ret = 0;
-        if (ret == 0 && nbd_objects_find(o, id))
-            ret = nbd_fail(err, EEXIST, "--object: two have the id '%s'", id);
-    }
+    if (ret == 0)
+        ret = check(&s, text, err);
+    if (ret == 0 && nbd_objects_find(o, nbd_settings_get(&s, "id")))
+        ret = nbd_fail(err, EEXIST, "--object: two have the id '%s'",
+                       nbd_settings_get(&s, "id"));
     list = ret == 0 ? realloc(o->list, (o->n + 1) * sizeof *list) : NULL;
     if (!list) {
         nbd_settings_free(&s);
@@ -168,46 +208,4 @@ void nbd_objects_free(struct nbd_objects *o)
         nbd_settings_free(&o->list[i]);
     free(o->list);
     *o = (struct nbd_objects){ 0 };
-}
-
-/* ---- authorization ----------------------------------------------------- */
-
-static const char *rule(const struct nbd_settings *a, unsigned i,
-                        const char *key)
-{
-    char name[40];
-
-    snprintf(name, sizeof name, "rules.%u.%s", i, key);
-    return nbd_settings_get(a, name);
-}
-
-bool nbd_authz_admits(const struct nbd_settings *a, const char *identity)
-{
-    const char *policy = nbd_settings_get(a, "policy"), *match;
-
-    if (!strcmp(nbd_settings_get(a, "qom-type"), "authz-simple")) {
-        match = nbd_settings_get(a, "identity");
-        return match && !strcmp(match, identity);
-    }
-    for (unsigned i = 0; (match = rule(a, i, "match")); i++) {
-        const char *format = rule(a, i, "format");
-        const char *what = rule(a, i, "policy");
-        bool glob = format && !strcmp(format, "glob");
-
-        if (glob ? !fnmatch(match, identity, 0) : !strcmp(match, identity))
-            return what && !strcmp(what, "allow");
-    }
-    return policy && !strcmp(policy, "allow");
-}
-
-int nbd_authz_check(const struct nbd_settings *a, struct img_error *err)
-{
-    const char *type = nbd_settings_get(a, "qom-type");
-
-    if (strncmp(type, "authz-", 6))
-        return nbd_fail(err, EINVAL, "--tls-authz: '%s' is no authz object",
-                        nbd_settings_get(a, "id"));
-    if (!strcmp(type, "authz-simple") && !nbd_settings_get(a, "identity"))
-        return nbd_fail(err, EINVAL, "authz-simple needs identity=");
-    return 0;
 }

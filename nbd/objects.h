@@ -13,6 +13,10 @@ struct nbd_settings {           /* "key=value,key=value", ",," is a comma */
  * later parts without '=' mean "on". */
 int nbd_settings_parse(struct nbd_settings *, const char *text,
                        const char *first, struct img_error *);
+/* Both are copied. */
+int nbd_settings_add(struct nbd_settings *, const char *key,
+                     const char *value, struct img_error *);
+/* NULL = it is not there. */
 const char *nbd_settings_get(const struct nbd_settings *, const char *key);
 /* Takes "on", "yes", "true" and their opposites. */
 int nbd_settings_bool(const struct nbd_settings *, const char *key,
@@ -28,9 +32,6 @@ int nbd_objects_add(struct nbd_objects *, const char *text,
 /* NULL = there is none of that id. */
 const struct nbd_settings *nbd_objects_find(const struct nbd_objects *,
                                             const char *id);
-/* Does the policy of an authz object admit this identity? */
-bool nbd_authz_admits(const struct nbd_settings *authz, const char *identity);
-int nbd_authz_check(const struct nbd_settings *authz, struct img_error *);
 void nbd_objects_free(struct nbd_objects *);
 
 /* Fills in err and returns -code. */

@@ -46,7 +46,7 @@ static const char help[] =
 "  -L, --list                list exports available from another server\n"
 "      --object=TYPE,id=ID,...\n"
 "                            tls-creds-x509, tls-creds-psk, secret,\n"
-"                            authz-simple or authz-list\n"
+"                            authz-simple, authz-list, authz-list-file\n"
 "      --tls-creds=ID        speak TLS with the credentials of that object\n"
 "      --tls-authz=ID        admit only whom that object admits\n"
 "      --tls-hostname=NAME   with -L: the name in the server's certificate\n"

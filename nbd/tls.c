@@ -11,7 +11,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
-#include "objects.h"
+#include "authz.h"
 #include "tls.h"
 
 #ifdef HAVE_GNUTLS
@@ -31,7 +31,7 @@ struct creds {
 struct nbd_tls_server {
     struct creds creds;
     bool verify;                /* clients must have a certificate */
-    const struct nbd_settings *authz;
+    struct nbd_authz *authz;    /* NULL = everybody */
 };
 
 struct nbd_tls_client {
@@ -58,28 +58,16 @@ static void creds_free(struct creds *c)
         gnutls_priority_deinit(c->priority);
 }
 
-/* The password of the key, from a secret object; NULL = none. */
-static int password(const struct nbd_objects *objects,
-                    const struct nbd_settings *o, char **text,
-                    struct img_error *err)
+/* As it is given; malloc'ed. */
+static int raw_secret(const struct nbd_settings *secret, const char *id,
+                      char **text, struct img_error *err)
 {
-    const char *id = nbd_settings_get(o, "passwordid"), *data, *file;
-    const struct nbd_settings *secret;
+    const char *data = nbd_settings_get(secret, "data");
+    const char *file = nbd_settings_get(secret, "file");
     size_t room = 0;
     ssize_t n;
     FILE *f;
 
-    *text = NULL;
-    if (!id)
-        return 0;
-    secret = nbd_objects_find(objects, id);
-    if (!secret)
-        return nbd_fail(err, ENOENT, "there is no secret '%s'", id);
-    data = nbd_settings_get(secret, "data");
-    file = nbd_settings_get(secret, "file");
-    if (nbd_settings_get(secret, "format") &&
-        strcmp(nbd_settings_get(secret, "format"), "raw"))
-        return nbd_fail(err, ENOTSUP, "secret '%s': only format=raw", id);
     if (data) {
         *text = strdup(data);
         return *text ? 0 : nbd_fail(err, ENOMEM, "no memory");
@@ -91,6 +79,50 @@ static int password(const struct nbd_objects *objects,
     n = getdelim(text, &room, '\0', f);
     fclose(f);
     return n >= 0 ? 0 : nbd_fail(err, EIO, "secret '%s': is empty", id);
+}
+
+/* White space, the newline at the end of a file for one, means nothing. */
+static int from_base64(const char *id, char **text, struct img_error *err)
+{
+    gnutls_datum_t in = { (unsigned char *)*text, 0 }, out;
+    char *plain;
+    int r;
+
+    for (const char *p = *text; *p; p++)
+        if (!strchr(" \t\r\n", *p))
+            in.data[in.size++] = (unsigned char)*p;
+    r = gnutls_base64_decode2(&in, &out);
+    if (r < 0)
+        return nbd_fail(err, EINVAL, "secret '%s': is not base64", id);
+    plain = strndup((const char *)out.data, out.size);
+    gnutls_free(out.data);
+    free(*text);
+    *text = plain;
+    return plain ? 0 : nbd_fail(err, ENOMEM, "no memory");
+}
+
+/* The password of the key, from a secret object; NULL = none. */
+static int password(const struct nbd_objects *objects,
+                    const struct nbd_settings *o, char **text,
+                    struct img_error *err)
+{
+    const char *id = nbd_settings_get(o, "passwordid"), *format;
+    const struct nbd_settings *secret;
+    int ret;
+
+    *text = NULL;
+    if (!id)
+        return 0;
+    secret = nbd_objects_find(objects, id);
+    if (!secret || strcmp(nbd_settings_get(secret, "qom-type"), "secret"))
+        return nbd_fail(err, ENOENT, "there is no secret '%s'", id);
+    format = nbd_settings_get(secret, "format");
+    if (format && strcmp(format, "raw") && strcmp(format, "base64"))
+        return nbd_fail(err, EINVAL, "secret '%s': format=%s is not known",
+                        id, format);
+    ret = raw_secret(secret, id, text, err);
+    return ret == 0 && format && !strcmp(format, "base64") ?
+        from_base64(id, text, err) : ret;
 }
 
 static int load_x509(struct creds *c, const char *dir, bool server,
@@ -378,12 +410,8 @@ int nbd_tls_server_new(const struct nbd_objects *objects, const char *id,
     if (ret == 0)
         ret = nbd_settings_bool(nbd_objects_find(objects, id), "verify-peer",
                                 &t->verify, err);
-    if (ret == 0 && authz) {
-        t->authz = nbd_objects_find(objects, authz);
-        ret = t->authz ? nbd_authz_check(t->authz, err) :
-            nbd_fail(err, ENOENT, "--tls-authz: there is no object '%s'",
-                     authz);
-    }
+    if (ret == 0 && authz)
+        ret = nbd_authz_new(objects, authz, &t->authz, err);
     if (ret < 0) {
         nbd_tls_server_free(t);
         return ret;
@@ -397,6 +425,7 @@ void nbd_tls_server_free(struct nbd_tls_server *t)
     if (!t)
         return;
     creds_free(&t->creds);
+    nbd_authz_free(t->authz);
     free(t);
 }
 

@@ -2,10 +2,15 @@
  * connection.
  *
  *   slow SOCKET structured|simple
+ *   slow SOCKET stop PID
  * The export is slow from its middle on: everything there takes 0.3 s.
  * For each kind of request one of those is sent, and then a read of the first
  * bytes: its reply must come first.
+ *
+ * stop: the server is told to end while it writes; the write is finished and
+ * answered all the same, and then the connection ends.
  */
+#include <signal.h>
 #include "raw.h"
 
 enum { MIDDLE = 32 << 20, FAST = 99 };
@@ -54,6 +59,26 @@ static uint64_t simple_reply(int fd, uint32_t slow_read)
     return cookie;
 }
 
+static void stop(const char *path, pid_t server)
+{
+    static uint8_t data[4096];
+    int fd = raw_go(path, 0);
+    uint64_t cookie;
+    uint8_t b;
+
+    raw_request(fd, 0, NBD_CMD_WRITE, 1, MIDDLE, sizeof data);
+    raw_send(fd, data, sizeof data);
+    raw_request(fd, 0, NBD_CMD_READ, FAST, 0, 512);
+    if (simple_reply(fd, 0) != FAST)
+        FAIL("the slow write came first");
+    if (kill(server, SIGTERM) < 0)
+        FAIL("kill: %s", strerror(errno));
+    if (raw_simple(fd, &cookie) != 0 || cookie != 1)
+        FAIL("the write under way was not answered");
+    if (raw_recv(fd, &b, 1))
+        FAIL("more than the answer");
+}
+
 int main(int argc, char **argv)
 {
     static const uint8_t query[] =
@@ -71,6 +96,10 @@ int main(int argc, char **argv)
 
     if (argc < 3)
         FAIL("slow SOCKET structured|simple");
+    if (!strcmp(argv[2], "stop") && argc == 4) {
+        stop(argv[1], (pid_t)atoi(argv[3]));
+        return 0;
+    }
     structured = !strcmp(argv[2], "structured");
     fd = raw_greet(argv[1]);
     if (structured) {

@@ -22,5 +22,11 @@ uri="nbd+unix:///?socket=$tmp/kit.sock"
 serve -e 0 -f raw "$uri"
 "$slow" "$sock" structured
 "$slow" "$sock" simple
-stop_server
+"$slow" "$sock" stop "$(cat "$pidfile")"
+n=0
+while [ -e "$pidfile" ]; do     # it goes when all is closed
+    n=$((n + 1))
+    [ $n -lt 200 ] || die "vimg-nbd does not end"
+    sleep 0.05
+done
 kill "$(cat "$tmp/kit.pid")"

@@ -94,3 +94,49 @@ tcp --object authz-list,id=a,rules.0.match='CN=lap*',rules.0.format=glob,rules.0
     --tls-authz a
 nbdinfo --size "$url" >/dev/null || die "authz-list: refused"
 stop_server
+
+# A list in a file, read anew for every client.
+cat >rules <<'END'
+{ "policy": "deny", "rules": [
+  { "match": "CN=nobody", "policy": "allow", "format": "exact" },
+  { "match": "CN=lap*", "policy": "allow", "format": "glob" } ] }
+END
+tcp --object "authz-list-file,id=a,filename=$tmp/rules" --tls-authz a
+nbdinfo --size "$url" >/dev/null || die "authz-list-file: refused"
+sed -i 's/"CN=lap/"CN=desk/' rules
+! nbdinfo --size "$url" 2>/dev/null || die "authz-list-file: not read anew"
+echo '{ "policy": "allow", "rules": 5 }' >rules
+! nbdinfo --size "$url" 2>/dev/null || die "authz-list-file: damaged"
+stop_server
+bad_list() { # WORDS JSON
+    echo "$2" >rules
+    ! timeout 10 vimg-nbd -k s -f raw --object "$creds=server" --tls-creds t \
+        --object "authz-list-file,id=a,filename=rules" --tls-authz a \
+        disk.raw >out 2>&1 || die "accepted: $2"
+    grep -q "rules: .*$1" out || die "$2: $(cat out)"
+}
+bad_list "line 1" 'rules'
+bad_list '"polcy" is not expected' '{ "polcy": "deny" }'
+bad_list "must be allow or deny" '{ "policy": "perhaps" }'
+bad_list "rules.0.policy is missing" '{ "rules": [ { "match": "x" } ] }'
+bad_list "rules.0.math is not expected" \
+    '{ "rules": [ { "math": "x", "policy": "allow" } ] }'
+bad_list "rules.0.match is no string" \
+    '{ "rules": [ { "match": 5, "policy": "allow" } ] }'
+
+# A key with a password, from a secret in base64.
+mkdir locked
+cp pki/ca-cert.pem pki/server-cert.pem locked
+certtool --to-p8 --load-privkey pki/server-key.pem --password sesame \
+    --pkcs-cipher aes-256 --outfile locked/server-key.pem >/dev/null 2>&1
+printf sesame | base64 >secret
+vimg-nbd -t -e 0 -f raw -b 127.0.0.1 -p $port --fork --pid-file "$pidfile" \
+    --object "secret,id=s,format=base64,file=secret" --tls-creds t \
+    --object "tls-creds-x509,id=t,endpoint=server,dir=locked,passwordid=s" \
+    disk.raw || die "a key with a password"
+nbdcopy "$url" copy.raw
+same "a key with a password"
+stop_server
+! vimg-nbd -f raw -k s --object "secret,id=s,data=wrong" --tls-creds t \
+    --object "tls-creds-x509,id=t,endpoint=server,dir=locked,passwordid=s" \
+    disk.raw 2>/dev/null || die "a wrong password was taken"
