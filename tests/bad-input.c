@@ -1,9 +1,10 @@
 /* Bad input by the hundred thousand.
  *
- * Small images of every structure, made by qemu-img, are spoilt one field at
- * a time: each word of the metadata becomes 0, 1, all ones, the sign bit,
- * just past the end of the file or of the disk, one more and one less; and
- * the file is cut at every 512 bytes.  Each is opened, described, mapped,
+ * Small images of every structure, made by qemu-img where it can, are spoilt
+ * one field at a time, in the image or in an extent or parent of it: each
+ * word of the metadata becomes 0, 1, all ones, the sign bit, just past the
+ * end of the file or of the disk, one more and one less; and the file is cut
+ * at every 512 bytes.  Each is opened, described, mapped,
  * read, checked, and every few opened for repair.  An error is fine; a crash,
  * a hang, an error without a message or memory beyond 256 MiB is not.
  *
@@ -12,6 +13,7 @@
  *
  *   bad-input [--cases N] [--image NAME] [--only CASE]
  */
+#include "bad-images.h"
 #include "support.h"
 
 #include <errno.h>
@@ -37,7 +39,7 @@
 #endif
 
 enum {
-    MEMORY_MIB = 256, SECONDS = 20, PATTERN = 0x5a, MAX_ARGS = 24
+    MEMORY_MIB = 256, SECONDS = 20
 };
 
 #ifdef ASAN
@@ -49,130 +51,6 @@ const char *__asan_default_options(void)
            "allocator_may_return_null=0:quarantine_size_mb=16";
 }
 #endif
-
-/* ---- the images -------------------------------------------------------- */
-
-struct image {
-    const char *name, *format;
-    const char *options;        /* of qemu-img create -o; NULL = none */
-    const char *size;
-    bool backing, snapshot, bitmap, packed;
-};
-
-static const struct image images[] = {
-    { "qcow2-512", "qcow2", "cluster_size=512", "300k", false, true, true,
-      true },
-    { "qcow2-4k", "qcow2", "cluster_size=4k", "2M", true, true, true, true },
-    { "qcow2-64k", "qcow2", NULL, "3M", true, true, true, true },
-    { "qcow2-v2", "qcow2", "compat=0.10,cluster_size=512", "200k", true, true,
-      false, true },
-    { "qcow2-subclusters", "qcow2", "extended_l2=on,cluster_size=16k", "1M",
-      true, true, true, true },
-    { "qcow2-zstd", "qcow2", "compression_type=zstd,cluster_size=4k", "1M",
-      false, false, false, true },
-    { "qcow2-1bit", "qcow2", "refcount_bits=1,cluster_size=512", "200k",
-      false, false, false, false },
-    { "qcow2-64bit", "qcow2",
-      "refcount_bits=64,cluster_size=512,lazy_refcounts=on", "200k", false,
-      true, false, true },
-    { "qcow2-data-file", "qcow2", "data_file=data,cluster_size=4k", "1M",
-      false, false, true, false },
-    { "qcow", "qcow", NULL, "1M", true, false, false, false },
-    { "vdi", "vdi", NULL, "8M", false, false, false, false },
-    { "vmdk", "vmdk", NULL, "8M", false, false, false, false },
-    { "vmdk-backed", "vmdk", NULL, "8M", true, false, false, false },
-    { "vmdk-flat", "vmdk", "subformat=monolithicFlat", "1M", false, false,
-      false, false },
-    { "vmdk-split", "vmdk", "subformat=twoGbMaxExtentSparse", "4M", false,
-      false, false, false },
-    { "vmdk-stream", "vmdk", "subformat=streamOptimized", "1M", false, false,
-      false, false },
-};
-enum { N_IMAGES = sizeof(images) / sizeof(images[0]) };
-
-static void must_run(const char *const *argv)
-{
-    int r = run_program("tool.out", argv);
-
-    if (r) {
-        run_program("/dev/stderr", (const char *[]) { "cat", "tool.out",
-                    NULL });
-        fprintf(stderr, "%s %s: exit %d\n", argv[0], argv[1], r);
-        exit(99);
-    }
-}
-
-static void add(const char **argv, int *n, const char *a, const char *b)
-{
-    argv[(*n)++] = a;
-    if (b)
-        argv[(*n)++] = b;
-    argv[*n] = NULL;
-}
-
-/* streamOptimized can only be converted to. */
-static void make_stream(const struct image *im)
-{
-    must_run((const char *[]) { "qemu-img", "create", "-q", "-f", "raw",
-             "flat", im->size, NULL });
-    must_run((const char *[]) { "qemu-io", "-f", "raw", "-c",
-             "write -P 0x5a 1k 200k", "-c", "write -P 0x22 700k 1k", "flat",
-             NULL });
-    must_run((const char *[]) { "qemu-img", "convert", "-f", "raw", "-O",
-             "vmdk", "-o", im->options, "flat", "disk", NULL });
-}
-
-/* In the current folder, under the name "disk". */
-static void make_image(const struct image *im)
-{
-    const char *argv[MAX_ARGS];
-    int n = 0;
-
-    if (!strcmp(im->name, "vmdk-stream")) {
-        make_stream(im);
-        return;
-    }
-    if (im->backing)
-        must_run((const char *[]) { "qemu-img", "create", "-q", "-f",
-                 !strcmp(im->format, "vmdk") ? "vmdk" : "raw", "base",
-                 im->size, NULL });
-    add(argv, &n, "qemu-img", "create");
-    add(argv, &n, "-q", NULL);
-    add(argv, &n, "-f", im->format);
-    if (im->options)
-        add(argv, &n, "-o", im->options);
-    if (im->backing) {
-        add(argv, &n, "-b", "base");
-        add(argv, &n, "-F", !strcmp(im->format, "vmdk") ? "vmdk" : "raw");
-    }
-    add(argv, &n, "disk", im->size);
-    must_run(argv);
-
-    n = 0;
-    add(argv, &n, "qemu-io", "-f");
-    add(argv, &n, im->format, "-c");
-    add(argv, &n, "write -P 0x5a 1k 9k", "-c");
-    add(argv, &n, "write -P 0x5a 150k 1k", NULL);
-    if (!strncmp(im->name, "qcow2", 5) && strcmp(im->name, "qcow2-v2")) {
-        add(argv, &n, "-c", "write -z 40k 16k");
-        add(argv, &n, "-c", "write -z -u 128k 16k");
-    }
-    if (im->packed) {
-        add(argv, &n, "-c", "write -c -P 0x5a 64k 64k");
-        add(argv, &n, "-c", "write -P 0x5a 66k 1k");
-    }
-    add(argv, &n, "disk", NULL);
-    must_run(argv);
-    if (im->snapshot) {
-        must_run((const char *[]) { "qemu-img", "snapshot", "-c", "one",
-                 "disk", NULL });
-        must_run((const char *[]) { "qemu-io", "-f", im->format, "-c",
-                 "write -P 0x5a 3k 2k", "disk", NULL });
-    }
-    if (im->bitmap)
-        must_run((const char *[]) { "qemu-img", "bitmap", "--add", "-g", "4k",
-                 "-f", im->format, "disk", "bits", NULL });
-}
 
 /* ---- the cases --------------------------------------------------------- */
 
@@ -231,6 +109,11 @@ static void find_words(struct subject *s)
     s->n_cases = s->n_words * N_VALUES + s->len / 512 + 1;
 }
 
+static const char *spoilt_name(const struct image *im)
+{
+    return im->spoil ? im->spoil : disk_name(im);
+}
+
 static void load(struct subject *s, const struct image *im)
 {
     struct stat st;
@@ -238,7 +121,7 @@ static void load(struct subject *s, const struct image *im)
 
     s->image = im;
     make_image(im);
-    fd = open("disk", O_RDONLY | O_CLOEXEC);
+    fd = open(spoilt_name(im), O_RDONLY | O_CLOEXEC);
     if (fd < 0 || fstat(fd, &st) < 0)
         exit(99);
     s->len = (uint64_t)st.st_size;
@@ -403,7 +286,7 @@ static bool check_disk(struct img_disk *disk, unsigned repair)
     return r == -ENOTSUP || explained(r, &err, "check");
 }
 
-static bool try_reading(const char *format, uint64_t *opened)
+static bool try_reading(const struct image *im, uint64_t *opened)
 {
     struct img_open_options opts = IMG_OPEN_OPTIONS;
     struct img_info *info = NULL;
@@ -412,10 +295,10 @@ static bool try_reading(const char *format, uint64_t *opened)
     bool ok;
     int r;
 
-    opts.format = format;
+    opts.format = im->format;
     opts.flags = IMG_OPEN_PROBE_BACKING;
     opts.resolve = resolve;
-    r = img_open("disk", &opts, &disk, &err);
+    r = img_open(disk_name(im), &opts, &disk, &err);
     if (r < 0)
         return explained(r, &err, "open");
     ++*opened;
@@ -428,7 +311,7 @@ static bool try_reading(const char *format, uint64_t *opened)
     return ok;
 }
 
-static bool try_repair(const char *format)
+static bool try_repair(const struct image *im)
 {
     struct img_open_options opts = IMG_OPEN_OPTIONS;
     struct img_error err = { 0 };
@@ -436,11 +319,11 @@ static bool try_repair(const char *format)
     bool ok;
     int r;
 
-    opts.format = format;
+    opts.format = im->format;
     opts.flags = IMG_OPEN_REPAIR | IMG_OPEN_WRITE | IMG_OPEN_NO_SYNC |
                  IMG_OPEN_NO_BACKING;
     opts.resolve = resolve;
-    r = img_open("disk", &opts, &disk, &err);
+    r = img_open(disk_name(im), &opts, &disk, &err);
     if (r < 0)
         return explained(r, &err, "open for repair");
     ok = check_disk(disk, IMG_REPAIR_ALL) && read_some(disk);
@@ -448,7 +331,7 @@ static bool try_repair(const char *format)
     return ok && explained(r, &err, "close after repair");
 }
 
-static bool try_writing(const char *format)
+static bool try_writing(const struct image *im)
 {
     static uint8_t buf[5000];
     struct img_open_options opts = IMG_OPEN_OPTIONS;
@@ -457,10 +340,10 @@ static bool try_writing(const char *format)
     uint64_t size;
     int r;
 
-    opts.format = format;
+    opts.format = im->format;
     opts.flags = IMG_OPEN_WRITE | IMG_OPEN_NO_SYNC | IMG_OPEN_PROBE_BACKING;
     opts.resolve = resolve;
-    r = img_open("disk", &opts, &disk, &err);
+    r = img_open(disk_name(im), &opts, &disk, &err);
     if (r < 0)
         return explained(r, &err, "open for writing");
     size = img_size(disk);
@@ -515,17 +398,17 @@ static double now(void)
 
 static void one_case(const struct subject *s, struct board *b, int fd)
 {
-    const char *format = s->image->format;
+    const struct image *im = s->image;
     double began = now(), took;
     bool ok;
 
     alarm(SECONDS);
     write_case(s, b->next, fd, b->text, sizeof(b->text));
-    ok = try_reading(format, &b->opened);
+    ok = try_reading(im, &b->opened);
     if (ok && b->done % 4 == 0)
-        ok = try_repair(format);
+        ok = try_repair(im);
     else if (ok && b->done % 4 == 1)
-        ok = try_writing(format);
+        ok = try_writing(im);
     if (!ok) {
         fprintf(stderr, "FAIL: %s, case %llu: %s\n", s->image->name,
                 (unsigned long long)b->next, b->text);
@@ -553,7 +436,7 @@ static uint64_t next_case(const struct subject *s, uint64_t number,
 static void run_cases(const struct subject *s, struct board *b,
                       uint64_t stride)
 {
-    int fd = open("disk", O_RDWR | O_CLOEXEC);
+    int fd = open(spoilt_name(s->image), O_RDWR | O_CLOEXEC);
 
     if (fd < 0)
         exit(99);
@@ -595,7 +478,7 @@ static uint64_t run_all(const char *only_image, uint64_t cases,
 {
     uint64_t done = 0, failed = 0, share = cases;
 
-    for (int i = 0; i < N_IMAGES; i++) {
+    for (int i = 0; i < n_images; i++) {
         struct subject s = { 0 };
         uint64_t stride;
 
@@ -603,7 +486,7 @@ static uint64_t run_all(const char *only_image, uint64_t cases,
             (only_image && strcmp(only_image, images[i].name)))
             continue;
         if (!only_image)
-            share = cases / N_IMAGES + 1;
+            share = cases / n_images + 1;
         load(&s, &images[i]);
         stride = s.n_cases / share ? s.n_cases / share : 1;
         /* Values are the inner index: every one must get its turn. */
@@ -634,10 +517,10 @@ static int run_one(const char *name, uint64_t number)
     struct subject s = { 0 };
     int fd;
 
-    for (int i = 0; i < N_IMAGES; i++)
+    for (int i = 0; i < n_images; i++)
         if (!strcmp(images[i].name, name))
             load(&s, &images[i]);
-    fd = open("disk", O_RDWR | O_CLOEXEC);
+    fd = s.image ? open(spoilt_name(s.image), O_RDWR | O_CLOEXEC) : -1;
     if (fd < 0)
         exit(99);
     limit_memory();
