@@ -19,7 +19,7 @@
 #include "kernel.h"
 #include "objects.h"
 
-enum { ROOM = 4096, BLOCK = 512 };
+enum { ROOM = 4096, BLOCK = 512, MOST_DEVICES = 256 };
 
 /* ---- netlink messages -------------------------------------------------- */
 
@@ -147,109 +147,163 @@ static int device_index(const char *device, uint32_t *index,
     return 0;
 }
 
-static int attach_netlink(struct nbd_kernel *k, const char *device,
-                          const int *sockets, unsigned n, uint64_t size,
-                          uint16_t flags, struct img_error *err)
+static void put_sockets(struct message *m, const int *sockets, unsigned n)
 {
-    uint64_t block = BLOCK, server = flags;
+    struct nlattr *list = put(m, NBD_ATTR_SOCKETS, NULL, 0);
+
+    for (unsigned i = 0; i < n; i++) {
+        struct nlattr *item = put(m, NBD_SOCK_ITEM, NULL, 0);
+        uint32_t s = (uint32_t)sockets[i];
+
+        put(m, NBD_SOCK_FD, &s, sizeof s);
+        nest(m, item);
+    }
+    nest(m, list);
+}
+
+/* command: CONNECT, or RECONFIGURE for a device whose server is gone.
+ * *index: UINT32_MAX = any; becomes the device's. */
+static int ask_netlink(uint8_t command, const struct nbd_kernel_disk *disk,
+                       const int *sockets, unsigned n, uint32_t *index)
+{
+    uint64_t block = BLOCK, server = disk->flags, wait = disk->patience;
     struct message m, answer = { 0 };
-    struct nlattr *list;
     uint16_t family;
-    uint32_t index;
     const void *found;
     int fd = open_netlink(&family), ret;
 
     if (fd < 0)
         return fd;
-    start(&m, family, NBD_CMD_CONNECT);
-    if (strcmp(device, "auto")) {
-        ret = device_index(device, &index, err);
-        if (ret < 0) {
-            close(fd);
-            return ret;
-        }
-        put(&m, NBD_ATTR_INDEX, &index, sizeof index);
+    start(&m, family, command);
+    if (*index != UINT32_MAX)
+        put(&m, NBD_ATTR_INDEX, index, sizeof *index);
+    if (command == NBD_CMD_CONNECT) {
+        put(&m, NBD_ATTR_SIZE_BYTES, &disk->size, sizeof disk->size);
+        put(&m, NBD_ATTR_BLOCK_SIZE_BYTES, &block, sizeof block);
+        put(&m, NBD_ATTR_SERVER_FLAGS, &server, sizeof server);
     }
-    put(&m, NBD_ATTR_SIZE_BYTES, &size, sizeof size);
-    put(&m, NBD_ATTR_BLOCK_SIZE_BYTES, &block, sizeof block);
-    put(&m, NBD_ATTR_SERVER_FLAGS, &server, sizeof server);
-    list = put(&m, NBD_ATTR_SOCKETS, NULL, 0);
-    for (unsigned i = 0; i < n; i++) {
-        struct nlattr *item = put(&m, NBD_SOCK_ITEM, NULL, 0);
-        uint32_t s = (uint32_t)sockets[i];
-
-        put(&m, NBD_SOCK_FD, &s, sizeof s);
-        nest(&m, item);
+    if (wait) {
+        put(&m, NBD_ATTR_DEAD_CONN_TIMEOUT, &wait, sizeof wait);
+        put(&m, NBD_ATTR_BACKEND_IDENTIFIER, disk->identity,
+            strnlen(disk->identity, ROOM / 2) + 1);
     }
-    nest(&m, list);
+    put_sockets(&m, sockets, n);
     ret = talk(fd, &m, &answer);
     close(fd);
     if (ret < 0)
         return ret;
-    found = find(&answer, NBD_ATTR_INDEX, 4);
+    found = find(&answer, NBD_ATTR_INDEX, sizeof *index);
     if (found)
-        memcpy(&index, found, sizeof index);
-    else if (!strcmp(device, "auto"))
-        return nbd_fail(err, EIO, "the kernel did not say which device");
-    k->netlink = true;
-    snprintf(k->device, sizeof k->device, "/dev/nbd%u", index);
+        memcpy(index, found, sizeof *index);
     return 0;
 }
 
-/* Attaching needs a device of its own; those in use have a pid. */
-static int free_device(char *device, size_t room)
+/* What the kernel says of a device in /sys/block; 0 = nothing. */
+static uint64_t ask_sysfs(uint32_t index, const char *what)
 {
-    for (unsigned i = 0; i < 256; i++) {
-        char path[64];
+    unsigned long long n;
+    char path[64];
+    FILE *f;
 
-        snprintf(device, room, "/dev/nbd%u", i);
-        snprintf(path, sizeof path, "/sys/block/nbd%u/pid", i);
-        if (access(device, F_OK) < 0)
-            return -ENOENT;
-        if (access(path, F_OK) < 0)
-            return 0;
-    }
-    return -ENOENT;
+    snprintf(path, sizeof path, "/sys/block/nbd%u/%s", index, what);
+    f = fopen(path, "re");
+    if (!f)
+        return 0;
+    if (fscanf(f, "%llu", &n) != 1)
+        n = 0;
+    fclose(f);
+    return n;
 }
 
-static int attach_ioctl(struct nbd_kernel *k, const char *device,
-                        const int *sockets, uint64_t size, uint16_t flags)
+static int attach_netlink(struct nbd_kernel *k,
+                          const struct nbd_kernel_disk *disk,
+                          const int *sockets, unsigned n,
+                          struct img_error *err)
+{
+    uint32_t index = UINT32_MAX;
+    int ret = 0;
+
+    if (strcmp(disk->device, "auto"))
+        ret = device_index(disk->device, &index, err);
+    if (ret == 0)
+        ret = ask_netlink(NBD_CMD_CONNECT, disk, sockets, n, &index);
+    if (ret == -EBUSY && disk->patience && index != UINT32_MAX &&
+        ask_sysfs(index, "size") == disk->size / BLOCK) {
+        ret = ask_netlink(NBD_CMD_RECONFIGURE, disk, sockets, n, &index);
+        k->taken_over = ret == 0;
+        if (ret < 0)
+            ret = -EBUSY;       /* it serves something else */
+    }
+    if (ret == 0 && index == UINT32_MAX)
+        return nbd_fail(err, EIO, "the kernel did not say which device");
+    if (ret == 0) {
+        k->netlink = true;
+        snprintf(k->device, sizeof k->device, "/dev/nbd%u", index);
+    }
+    return ret;
+}
+
+static int set_up(struct nbd_kernel *k, int socket, uint64_t size,
+                  uint16_t flags)
 {
     int ret = 0;
 
-    if (!strcmp(device, "auto"))
-        ret = free_device(k->device, sizeof k->device);
-    else
-        snprintf(k->device, sizeof k->device, "%s", device);
-    k->fd = ret < 0 ? -1 : open(k->device, O_RDWR | O_CLOEXEC);
-    if (ret == 0 && k->fd < 0)
-        ret = -errno;
-    if (ret == 0 &&
-        (ioctl(k->fd, NBD_SET_SOCK, (unsigned long)sockets[0]) < 0 ||
+    k->fd = open(k->device, O_RDWR | O_CLOEXEC);
+    if (k->fd < 0)
+        return -errno;
+    if ((ioctl(k->fd, NBD_SET_SOCK, (unsigned long)socket) < 0 ||
          ioctl(k->fd, NBD_SET_BLKSIZE, (unsigned long)BLOCK) < 0 ||
          ioctl(k->fd, NBD_SET_SIZE_BLOCKS,
                (unsigned long)(size / BLOCK)) < 0 ||
          ioctl(k->fd, NBD_SET_FLAGS, (unsigned long)flags) < 0))
         ret = -errno;
-    if (ret < 0 && k->fd >= 0)
+    if (ret < 0)
         close(k->fd);
     return ret;
 }
 
-int nbd_kernel_attach(struct nbd_kernel *k, const char *device,
-                      const int *sockets, unsigned n, uint64_t size,
-                      uint16_t flags, struct img_error *err)
+static int attach_ioctl(struct nbd_kernel *k, const char *device,
+                        const int *sockets, uint64_t size, uint16_t flags)
 {
+    int ret;
+
+    if (strcmp(device, "auto")) {
+        snprintf(k->device, sizeof k->device, "%s", device);
+        return set_up(k, sockets[0], size, flags);
+    }
+    for (uint32_t i = 0; i < MOST_DEVICES; i++) {
+        snprintf(k->device, sizeof k->device, "/dev/nbd%u", i);
+        if (access(k->device, F_OK) < 0)
+            break;
+        if (ask_sysfs(i, "pid"))
+            continue;           /* in use */
+        ret = set_up(k, sockets[0], size, flags);
+        if (ret != -EBUSY)      /* else somebody was quicker */
+            return ret;
+    }
+    return -ENODEV;
+}
+
+int nbd_kernel_attach(struct nbd_kernel *k,
+                      const struct nbd_kernel_disk *disk,
+                      const int *sockets, unsigned n, struct img_error *err)
+{
+    const char *device = disk->device;
     int ret, second;
 
     *k = (struct nbd_kernel){ .fd = -1 };
     *err = (struct img_error){ 0 };
-    ret = attach_netlink(k, device, sockets, n, size, flags, err);
+    ret = attach_netlink(k, disk, sockets, n, err);
     if (ret == 0 || err->code)
         return ret;
     if (ret == -EBUSY)
         return nbd_fail(err, EBUSY, "%s: is in use", device);
-    second = attach_ioctl(k, device, sockets, size, flags);
+    if (disk->patience)
+        return nbd_fail(err, -ret, "%s: the kernel's netlink interface is "
+                        "needed to reconnect: %s", device, strerror(-ret));
+    second = attach_ioctl(k, device, sockets, disk->size, disk->flags);
+    if (second == -EBUSY)
+        return nbd_fail(err, EBUSY, "%s: is in use", device);
     if (second < 0)
         return nbd_fail(err, -second, "%s: %s (and by netlink: %s). Is the "
                         "kernel's nbd module loaded?", device,
@@ -265,23 +319,44 @@ void nbd_kernel_work(struct nbd_kernel *k)
     close(k->fd);
 }
 
-void nbd_kernel_settle(const struct nbd_kernel *k, uint64_t size)
+/* The kernel reads the partitions when the device is first opened, and who
+ * opens it meanwhile waits for that.  By ioctl a device has its size before
+ * it works, so it is told to read them when it does. */
+static bool is_settled(const struct nbd_kernel *k, uint32_t index,
+                       uint64_t size)
+{
+    uint64_t seen = 0;
+    bool there;
+    int fd;
+
+    if (!ask_sysfs(index, "pid"))
+        return false;
+    fd = open(k->device, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return false;
+    there = ioctl(fd, BLKGETSIZE64, &seen) == 0 &&
+            seen == size / BLOCK * BLOCK;
+    if (there && !k->netlink)
+        ioctl(fd, BLKRRPART);   /* fails where they are in use already */
+    close(fd);
+    return there;
+}
+
+int nbd_kernel_settle(const struct nbd_kernel *k, uint64_t size,
+                      struct img_error *err)
 {
     const struct timespec tick = { .tv_nsec = 10 * 1000 * 1000 };
+    uint32_t index;
+    int ret = device_index(k->device, &index, err);
 
-    /* The kernel reads the partitions when the device is first opened. */
-    for (unsigned i = 0; i < 500; i++) {
-        int fd = open(k->device, O_RDONLY | O_CLOEXEC);
-        uint64_t seen = 0;
-        bool there = fd >= 0 && ioctl(fd, BLKGETSIZE64, &seen) == 0 &&
-                     seen == size / BLOCK * BLOCK;
-
-        if (fd >= 0)
-            close(fd);
-        if (there)
-            return;
+    if (ret < 0)
+        return ret;
+    for (unsigned i = 0; i < 1000; i++) {
+        if (is_settled(k, index, size))
+            return 0;
         nanosleep(&tick, NULL);
     }
+    return nbd_fail(err, ETIMEDOUT, "%s: does not get its size", k->device);
 }
 
 static int detach_netlink(const char *device, struct img_error *err)

@@ -14,6 +14,7 @@
 #include <sys/signalfd.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include "device.h"
 #include "kernel.h"
 #include "list.h"
 #include "options.h"
@@ -126,6 +127,10 @@ static int open_exports(struct nbd_options *o, struct nbd_exports *all,
     int ret = 0;
 
     o->image.multi_conn = o->shared != 1 || o->connect;
+    /* What a dead server had not written out is lost, and the kernel, which
+     * goes on with the next one, would not know. */
+    if (o->reconnect_s)
+        o->image.open_flags |= IMG_OPEN_WRITETHROUGH;
     o->image.verbose = o->verbose;
     if (o->file)
         return nbd_exports_add(all, o->name ? o->name : "", o->description,
@@ -175,96 +180,6 @@ static int open_sockets(const struct nbd_options *o, struct nbd_listeners *l,
     return ret;
 }
 
-/* ---- a device of the kernel -------------------------------------------- */
-
-static void *kernel_work(void *opaque)
-{
-    nbd_kernel_work(opaque);
-    return NULL;
-}
-
-/* A signal: have the kernel say goodbye on every connection. */
-static void kernel_detach(void *opaque)
-{
-    struct nbd_kernel *k = opaque;
-    struct img_error err;
-
-    nbd_kernel_detach(k->device, &err);
-}
-
-struct attaching {
-    struct nbd_kernel kernel;
-    const struct nbd_options *o;
-    uint64_t size;
-    int ready;
-    int ret;
-    struct img_error err;
-};
-
-/* Reading the partitions needs a server that answers, so this runs beside
- * it. */
-static void *settle(void *opaque)
-{
-    struct attaching *a = opaque;
-
-    nbd_kernel_settle(&a->kernel, a->size);
-    if (!strcmp(a->o->connect, "auto"))
-        puts(a->kernel.device);
-    a->ret = say_ready(a->o, a->ready, &a->err);
-    return NULL;
-}
-
-static int serve_device(const struct nbd_options *o,
-                        struct nbd_service *service,
-                        struct nbd_exports *all, int signals, int ready,
-                        struct img_error *err)
-{
-    struct attaching a = { .o = o, .ready = ready };
-    int ours[NBD_KERNEL_SOCKETS], theirs[NBD_KERNEL_SOCKETS], pair[2], ret;
-    const struct nbd_export_view *view = &all->list[0]->view;
-    bool working = false, settling;
-    pthread_t worker, settler;
-    unsigned n = 0;
-
-    while (n < NBD_KERNEL_SOCKETS &&
-           socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0) {
-        ours[n] = pair[0];
-        theirs[n++] = pair[1];
-    }
-    a.size = view->size;
-    ret = n ? nbd_kernel_attach(&a.kernel, o->connect, theirs, n, view->size,
-                                view->flags, err) :
-        nbd_fail(err, errno, "socketpair: %s", strerror(errno));
-    for (unsigned i = 0; i < n; i++)
-        close(theirs[i]);
-    if (ret < 0) {
-        for (unsigned i = 0; i < n; i++)
-            close(ours[i]);
-        return ret;
-    }
-    if (!a.kernel.netlink) {
-        while (n > 1)
-            close(ours[--n]);
-        working = pthread_create(&worker, NULL, kernel_work, &a.kernel) == 0;
-    }
-    settling = pthread_create(&settler, NULL, settle, &a) == 0;
-    if (!settling || (!a.kernel.netlink && !working))
-        kernel_detach(&a.kernel);       /* which ends the server */
-    ret = nbd_server_transmit(service, all->list[0], ours, n, signals,
-                              kernel_detach, &a.kernel, err);
-    if (settling)
-        pthread_join(settler, NULL);
-    if (working)
-        pthread_join(worker, NULL);
-    if (ret == 0 && !settling)
-        ret = nbd_fail(err, EAGAIN, "cannot start a thread");
-    if (ret == 0 && a.ret < 0) {
-        *err = a.err;
-        ret = a.ret;
-    }
-    return ret;
-}
-
 /* ---- the four jobs ----------------------------------------------------- */
 
 static int serve_sockets(const struct nbd_options *o,
@@ -283,6 +198,40 @@ static int serve_sockets(const struct nbd_options *o,
     if (ret == 0)
         ret = nbd_server_run(service, &l, signals, &so, err);
     nbd_listen_close(&l);
+    return ret;
+}
+
+struct waiting {
+    const struct nbd_options *o;
+    int ready;
+};
+
+static int attached(void *opaque, const char *device, struct img_error *err)
+{
+    struct waiting *w = opaque;
+
+    if (!strcmp(w->o->connect, "auto"))
+        puts(device);
+    return say_ready(w->o, w->ready, err);
+}
+
+static int serve_device(const struct nbd_options *o,
+                        struct nbd_service *service,
+                        struct nbd_exports *all, int signals, int ready,
+                        struct img_error *err)
+{
+    struct waiting w = { o, ready };
+    struct nbd_kernel_disk disk = {
+        .device = o->connect, .size = all->list[0]->view.size,
+        .flags = all->list[0]->view.flags, .patience = o->reconnect_s
+    };
+    char *real = o->file ? realpath(o->file, NULL) : NULL;
+    int ret;
+
+    disk.identity = real ? real : o->file;
+    ret = nbd_device_serve(&disk, service, all->list[0], signals, attached,
+                           &w, err);
+    free(real);
     return ret;
 }
 

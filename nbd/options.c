@@ -9,7 +9,7 @@
 enum {
     O_CACHE = 256, O_AIO, O_DISCARD, O_DETECT, O_OBJECT, O_TLS_CREDS,
     O_TLS_AUTHZ, O_TLS_HOSTNAME, O_IMAGE_OPTS, O_FORK, O_PID_FILE, O_LABEL,
-    O_HANDSHAKE, O_EXPORT, O_VSOCK, O_FILES
+    O_HANDSHAKE, O_EXPORT, O_VSOCK, O_FILES, O_RECONNECT
 };
 
 static const char help[] =
@@ -61,6 +61,9 @@ static const char help[] =
 "Kernel NBD client support:\n"
 "  -c, --connect=DEV         attach FILE to the device DEV; 'auto' picks one\n"
 "                            and prints it\n"
+"      --reconnect=SECONDS   with -c: the device waits so long for another\n"
+"                            server if this one dies; and one that has lost\n"
+"                            its server is taken over\n"
 "  -d, --disconnect          detach the device\n"
 "\n"
 "Block device options:\n"
@@ -99,6 +102,7 @@ static const struct option table[] = {
     { "fork", 0, NULL, O_FORK }, { "pid-file", 1, NULL, O_PID_FILE },
     { "selinux-label", 1, NULL, O_LABEL },
     { "handshake-limit", 1, NULL, O_HANDSHAKE },
+    { "reconnect", 1, NULL, O_RECONNECT },
     { "allow-files", 1, NULL, O_FILES },
     { "export", 1, NULL, O_EXPORT }, { "vsock", 1, NULL, O_VSOCK },
     { 0 }
@@ -392,12 +396,14 @@ static int take_number(struct parsing *p, int c, const char *arg)
         p->o->where_given = true;
         return number("-p", arg, 65535, &v, p->err);
     }
-    ret = number(c == 'e' ? "-e" : "--handshake-limit", arg, 1 << 20, &v,
-                 p->err);
+    ret = number(c == 'e' ? "-e" : c == O_RECONNECT ? "--reconnect" :
+                 "--handshake-limit", arg, 1 << 20, &v, p->err);
     if (ret < 0)
         return ret;
     if (c == 'e')
         p->o->shared = (unsigned)v;
+    else if (c == O_RECONNECT)
+        p->o->reconnect_s = (unsigned)v;
     else
         p->o->handshake_ms = (int)v * 1000;
     return 0;
@@ -451,6 +457,7 @@ static int take(struct parsing *p, int c, char *arg)
     case 'p':
     case 'e':
     case O_HANDSHAKE:
+    case O_RECONNECT:
         return take_number(p, c, arg);
     case 'n':
         return cache_mode(p, "none");
@@ -490,6 +497,8 @@ static int agree(struct parsing *p)
                         "not a socket: not with -b, -k, -p or --vsock");
     if (o->socket && (o->bind || o->port))
         return nbd_fail(err, EINVAL, "-k is not for use with -b or -p");
+    if (o->reconnect_s && !o->connect)
+        return nbd_fail(err, EINVAL, "--reconnect is for use with -c");
     if (o->connect && o->tls_creds)
         return nbd_fail(err, EINVAL, "TLS is not supported with a host "
                         "device");

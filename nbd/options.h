@@ -18,6 +18,7 @@ struct nbd_options {
     const char *pid_file, *label;
     const char *name, *description;
     const char *connect;
+    unsigned reconnect_s;       /* with connect */
     const char *tls_creds, *tls_authz, *tls_hostname;
     int handshake_ms;
     struct nbd_image_options image;

@@ -110,6 +110,59 @@ say "again $($b md5sum </mnt/random)"
 $b umount /mnt
 $b kill $($b cat /tmp/pid)
 gone ${d#/dev/} || stop "a signal did not detach"
+# Its server is killed, and another one takes over while it is mounted.
+ended() { # PIDFILE
+    n=0
+    while [ -e $1 ] && [ $n -lt 200 ]; do
+        n=$((n + 1))
+        $b usleep 50000
+    done
+    [ ! -e $1 ] || stop "the server is still there: $1"
+}
+vimg-nbd -c /dev/nbd1 --reconnect=200 -f qcow2 --pid-file /tmp/pid1 \
+    /img/top.qcow2 || stop "no attach with --reconnect"
+$b mount -t ext4 /dev/nbd1p1 /mnt || stop "no mount of nbd1p1"
+$b dd if=/dev/urandom of=/mnt/before bs=64k count=16 2>/dev/null
+$b sync
+$b kill -9 $($b cat /tmp/pid1)
+! vimg-nbd -c /dev/nbd1 -r -f qcow2 /img/top.qcow2 2>/dev/null ||
+    stop "taken over without being told to"
+! vimg-nbd -c /dev/nbd1 --reconnect=200 -r -f qcow2 /img/base.qcow2 \
+    2>/dev/null || stop "taken over by another image"
+($b dd if=/dev/urandom of=/mnt/after bs=64k count=16 2>/dev/null; $b sync) &
+vimg-nbd -c /dev/nbd1 --reconnect=200 -f qcow2 --pid-file /tmp/pid2 \
+    /img/top.qcow2 || stop "not taken over"
+wait
+say "before $($b md5sum </mnt/before)"
+say "after $($b md5sum </mnt/after)"
+$b umount /mnt || stop "no umount of nbd1p1"
+vimg-nbd -d /dev/nbd1 || stop "no detach of nbd1"
+gone nbd1 || stop "nbd1 is still attached"
+ended /tmp/pid2
+# Where there is no netlink, as in another network namespace: by ioctl.
+$b unshare -n /bin/vimg-nbd -c /dev/nbd2 -f qcow2 --pid-file /tmp/pid3 \
+    /img/top.qcow2 || stop "no attach by ioctl"
+[ -b /dev/nbd2p1 ] || stop "no partition when -c returned, by ioctl"
+$b mount -t ext4 /dev/nbd2p1 /mnt || stop "no mount, by ioctl"
+$b dd if=/dev/urandom of=/mnt/ioctl bs=64k count=16 2>/dev/null
+$b sync
+say "ioctl $($b md5sum </mnt/ioctl)"
+$b umount /mnt || stop "no umount, by ioctl"
+! $b unshare -n /bin/vimg-nbd -c /dev/nbd2 -r -f qcow2 /img/base.qcow2 \
+    2>/dev/null || stop "a device in use was taken by ioctl"
+$b unshare -n /bin/vimg-nbd -d /dev/nbd2 || stop "no detach by ioctl"
+gone nbd2 || stop "nbd2 is still attached"
+ended /tmp/pid3
+d=$($b unshare -n /bin/vimg-nbd -r --connect=auto -f qcow2 \
+    --pid-file /tmp/pid4 /img/top.qcow2)
+$b mount -t ext4 -o ro ${d}p1 /mnt || stop "no read-only mount of $d"
+[ "$($b md5sum </mnt/numbers)" = "$($b md5sum </mnt/copy)" ] ||
+    stop "other bytes by ioctl"
+$b umount /mnt
+$b kill $($b cat /tmp/pid4)
+gone ${d#/dev/} || stop "a signal did not detach by ioctl"
+ended /tmp/pid4
+say "auto-ioctl $d"
 $b dd if=/img/top.qcow2 of=/dev/vda bs=64k conv=fsync 2>/dev/null
 say "size $($b stat -c %s /img/top.qcow2)"
 stop "done"
@@ -119,8 +172,8 @@ chmod +x "$root/init"
 (cd "$root" && find . | cpio -o -H newc -R 0:0 2>/dev/null) | gzip -1 \
     >"$tmp/initrd"
 
-truncate -s 64M "$tmp/out.raw"
-timeout 300 qemu-system-x86_64 -accel tcg -m 768 -smp 1 -nodefaults \
+truncate -s 96M "$tmp/out.raw"
+timeout ${VIMG_GUEST_TIME:-300} qemu-system-x86_64 -accel tcg -m 768 -smp 1 -nodefaults \
     -display none -serial file:"$tmp/console" -no-reboot \
     -kernel "$dir/vmlinuz" -initrd "$tmp/initrd" \
     -append "console=ttyS0 quiet panic=-1" \
@@ -140,6 +193,8 @@ qemu-img check -q -f qcow2 "$root/img/top.qcow2" || die "qemu-img check"
 qemu-img convert -f qcow2 -O raw "$root/img/top.qcow2" "$tmp/now.raw"
 dd if="$tmp/now.raw" of="$tmp/part" bs=1M skip=1 status=none
 e2fsck -fn "$tmp/part" >/dev/null 2>&1 || die "e2fsck"
-debugfs -R "dump /random $tmp/random" "$tmp/part" 2>/dev/null
-[ "$(md5sum <"$tmp/random" | cut -d' ' -f1)" = "$(said random)" ] ||
-    die "the file is not what the guest wrote"
+for f in random before after ioctl; do
+    debugfs -R "dump /$f $tmp/$f" "$tmp/part" 2>/dev/null
+    [ "$(md5sum <"$tmp/$f" | cut -d' ' -f1)" = "$(said $f)" ] ||
+        die "$f is not what the guest wrote"
+done
