@@ -13,7 +13,10 @@
 #include <sys/mount.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
+
+enum { LOOP_MS = 10000 };      /* a loop device lets go of its file late */
 
 static struct {
     struct open_how how;
@@ -79,6 +82,23 @@ static int serve(const char *image, const char *folder)
 
 /* ---- where things are mounted ------------------------------------------ */
 
+/* The kernel writes blanks and the like as three octal digits. */
+static void unescape(char *text)
+{
+    char *out = text;
+    unsigned code;
+
+    while (*text) {
+        if (*text == '\\' && sscanf(text + 1, "%3o", &code) == 1) {
+            *out++ = (char)code;
+            text += 4;
+        } else {
+            *out++ = *text++;
+        }
+    }
+    *out = 0;
+}
+
 /* The type and source of what is mounted at path. */
 static bool mounted(const char *path, char type[64], char source[4096])
 {
@@ -89,8 +109,10 @@ static bool mounted(const char *path, char type[64], char source[4096])
 
     while (f && getline(&line, &room, f) > 0) {
         dash = strstr(line, " - ");
-        if (dash && sscanf(line, "%*s %*s %*s %*s %4095s", at) == 1 &&
-            !strcmp(at, path))
+        if (!dash || sscanf(line, "%*s %*s %*s %*s %4095s", at) != 1)
+            continue;
+        unescape(at);
+        if (!strcmp(at, path))
             found = sscanf(dash, " - %63s %4095s", type, source) == 2;
     }
     free(line);
@@ -131,11 +153,18 @@ static bool behind_loop(const char *device, char folder[4096])
 
 /* ---- umount ------------------------------------------------------------ */
 
-static int unmount(const char *path)
+/* in_use_ms: how long somebody may still be busy with letting go of it. */
+static int unmount(const char *path, int in_use_ms)
 {
+    const struct timespec tick = { .tv_nsec = 20 * 1000 * 1000 };
     char *argv[] = { "fusermount3", "-u", (char *)path, NULL };
+    int r;
 
-    if (umount2(path, 0) == 0)
+    while ((r = umount2(path, 0)) < 0 && errno == EBUSY && in_use_ms > 0) {
+        nanosleep(&tick, NULL);
+        in_use_ms -= 20;
+    }
+    if (r == 0)
         return 0;
     if (geteuid() != 0)
         return run_program(argv) ? 1 : 0;
@@ -172,14 +201,14 @@ static bool flush(const char *folder)
 
 /* The server closes the image after the folder is gone: only then may
  * others open it. */
-static int unmount_ours(const char *folder)
+static int unmount_ours(const char *folder, int in_use_ms)
 {
     int pid = read_pid(folder), fd = -1, code;
     bool ok = flush(folder);
 
     if (pid > 0)
         fd = (int)syscall(SYS_pidfd_open, pid, 0);
-    code = unmount(folder);
+    code = unmount(folder, in_use_ms);
     if (fd >= 0) {
         struct pollfd p = { .fd = fd, .events = POLLIN };
 
@@ -190,6 +219,29 @@ static int unmount_ours(const char *folder)
     return ok ? code : 1;
 }
 
+/* Without a server the folder itself cannot be asked for its name. */
+static char *mount_point(const char *name)
+{
+    char *path = realpath(name, NULL), *copy, *parent, *slash;
+    size_t len;
+
+    if (path || errno != ENOTCONN)
+        return path;
+    copy = need_memory(strdup(name));
+    for (len = strlen(copy); len > 1 && copy[len - 1] == '/'; len--)
+        copy[len - 1] = 0;
+    slash = strrchr(copy, '/');
+    if (slash)
+        *slash = 0;
+    parent = realpath(!slash ? "." : *copy ? copy : "/", NULL);
+    if (parent)
+        path = format_text("%s/%s", strcmp(parent, "/") ? parent : "",
+                           slash ? slash + 1 : copy);
+    free(parent);
+    free(copy);
+    return path;
+}
+
 static int run_umount(int argc, char **argv)
 {
     char *path, type[64], source[4096], folder[4096];
@@ -197,16 +249,16 @@ static int run_umount(int argc, char **argv)
 
     if (argc != 1)
         return usage_error("Expecting one folder");
-    path = realpath(argv[0], NULL);
+    path = mount_point(argv[0]);
     if (!path || !mounted(path, type, source)) {
         complain("%s: nothing is mounted there", argv[0]);
     } else if (!strcmp(type, "fuse.vimg")) {
-        code = unmount_ours(path);
+        code = unmount_ours(path, 0);
     } else if (behind_loop(source, folder)) {
-        code = unmount(path);
+        code = unmount(path, 0);
         if (code == 0)
-            code = unmount_ours(folder);
-        if (code == 0)
+            code = unmount_ours(folder, LOOP_MS);
+        if (!is_ours(folder))
             rmdir(folder);
     } else {
         complain("%s: was not mounted by vimg", argv[0]);
@@ -257,7 +309,7 @@ static int mount_fs(const char *image, const char *target)
     argv[3] = file;
     code = run_program(argv);
     if (code) {
-        unmount_ours(folder);
+        unmount_ours(folder, LOOP_MS);
         rmdir(folder);
     }
     free(file);

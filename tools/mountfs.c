@@ -39,19 +39,18 @@ static struct mountfs *self(void)
 /* The part of the disk that a file shows. */
 static bool find(const struct mountfs *m, const char *path, struct window *w)
 {
-    unsigned number;
-    char end;
+    char name[16];
 
     *w = (struct window){ 0, img_size(m->disk) };
     if (!strcmp(path, "/disk"))
         return true;
-    if (sscanf(path, "/p%u%c", &number, &end) != 1)
-        return false;
-    for (int i = 0; i < m->n; i++)
-        if (m->parts[i].number == number) {
+    for (int i = 0; i < m->n; i++) {
+        snprintf(name, sizeof name, "/p%u", m->parts[i].number);
+        if (!strcmp(path, name)) {
             *w = (struct window){ m->parts[i].off, m->parts[i].len };
             return true;
         }
+    }
     return false;
 }
 

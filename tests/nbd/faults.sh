@@ -85,6 +85,7 @@ await() { # WORD NUMBER: so many lines of the server's log have it
 down() {
     kill -9 "$(cat kit.pid)"
     while kill -0 "$(cat kit.pid)" 2>/dev/null; do sleep 0.02; done
+    rm kit.pid
 }
 drain() { while read -r line <&8; do :; done; }
 uri="nbd+unix:///?socket=$tmp/kit.sock"
