@@ -6,7 +6,8 @@
 Each row is run A B A B ...; the table has medians of wall time, CPU time
 (user and system), peak memory and size of the output, and the ratio vimg /
 qemu-img of the wall times.  What either made is opened by qemu-img and
-compared with the source.  The rows on metadata at scale are in meta.py.
+compared with the source.  The rows on metadata at scale are in meta.py,
+those on file systems in disk.py.
 """
 import os
 import shutil
@@ -16,6 +17,7 @@ import tempfile
 
 from common import (MIB, PEER, VIMG, folder_for, head, human, line, quiet,
                     run, size_of)
+import disk
 import meta
 
 SIZE = size_of(os.environ.get("SIZE") or "4G")
@@ -129,8 +131,12 @@ class Bench:
 
     def once(self, program, argv, output):
         self.remove_output()
-        result = run([program] + [a.format(out=self.out, **self.paths)
-                                  for a in argv])
+        prefix = [program]
+        if argv[0] == "+sync":
+            prefix = ["sh", "-c", '"$@" && sync "$0"', self.out, program]
+            argv = argv[1:]
+        result = run(prefix + [a.format(out=self.out, **self.paths)
+                               for a in argv])
         size = os.stat(self.out).st_blocks * 512 if output else 0
         return result + (size,)
 
@@ -159,7 +165,8 @@ class Bench:
 
 def main():
     names = [n for n in (os.environ.get("ROW") or "").split(",") if n]
-    known = [row[0] for row in ROWS] + [row.name for row in meta.ROWS]
+    known = ([row[0] for row in ROWS] + [row.name for row in meta.ROWS] +
+             [row[1] for row in disk.rows(convert)])
     for name in names:
         if name not in known:
             sys.exit("bench: no row %s; there are: %s" % (name,
@@ -173,6 +180,15 @@ def main():
             head()
             for row in rows:
                 bench.row(*row)
+    for system, where in disk.SYSTEMS.items():
+        rows = [row[1:] for row in disk.rows(convert)
+                if row[0] == system and (not names or row[1] in names)]
+        if rows and disk.possible(system):
+            with where(SIZE * 4) as folder:
+                bench = Bench(folder)
+                head()
+                for row in rows:
+                    bench.row(*row)
     if tables:
         meta.run_rows(tables, RUNS)
 
