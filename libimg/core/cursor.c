@@ -69,6 +69,9 @@ static int step(struct img_chain *c, unsigned from, uint64_t off,
             return img_layer_ask(c->layers[*depth], off, run->len, flags,
                                  run, err);
         }
+        /* Asking the layers now would put off for ever that flat learns. */
+        if (d == 1 && c->flat && (flags & IMG_RUN_CACHED))
+            return -EAGAIN;
         *depth = d;
         r = img_layer_ask(c->layers[d], off, len, flags, run, err);
         if (r < 0 || run->kind != IMG_RUN_ABSENT)
