@@ -105,7 +105,8 @@ enum {
     IMG_OPEN_DESCRIBE = 2048,   /* for img_info_get alone, read-only: a qcow2
                                    image's data file stays closed, and so do
                                    VMDK extents under IMG_FILES_NONE; what is
-                                   in them cannot be read */
+                                   in them cannot be read.  With NO_BACKING a
+                                   VDI image's parent is not looked for */
     IMG_OPEN_FORCE = 4096       /* img_commit, img_resize, img_rebase and
                                    img_snapshot_apply may change what an
                                    image shows even though other images in
@@ -392,6 +393,53 @@ struct img_info {
 int img_info_get(struct img_disk *disk, struct img_info **info,
                  struct img_error *err);
 void img_info_free(struct img_info *info);
+
+/* ---- files from strangers ---------------------------------------------- */
+
+struct img_finding {
+    const char *check;          /* "backing_file", "polyglot" ... */
+    const char *text;           /* one line */
+    bool rejects;               /* it is why the file is not safe */
+};
+
+struct img_reference {          /* to another file; none is opened */
+    const char *kind;           /* "backing-file", "data-file", "extent",
+                                   "parent" */
+    const char *name;           /* as recorded, whatever bytes it has */
+};
+
+struct img_verdict {
+    bool safe;
+    const char *format;         /* "raw" for whatever is no container; a
+                                   constant string */
+    const char **matches;       /* everything the bytes look like, "gpt",
+                                   "iso" and formats that are not read too;
+                                   constant strings, raw never */
+    size_t n_matches;
+    uint64_t size;              /* of the disk; 0 = not known */
+    uint64_t file_length;
+    bool encrypted;
+    struct img_finding *findings;
+    size_t n_findings;
+    struct img_reference *references;
+    size_t n_references;
+};
+
+struct img_inspect_options {
+    size_t size;
+    const char *expect;         /* a format, "raw" or "iso"; NULL = any */
+    bool untrusted;             /* references to other files and odd features
+                                   reject too */
+    uint64_t max_size;          /* a larger disk is rejected; 0 = no limit */
+};
+#define IMG_INSPECT_OPTIONS { .size = sizeof(struct img_inspect_options) }
+
+/* Looks at a file by strict rules, those of OpenStack's format inspector
+ * among them, and opens nothing else.  Less than 0 only where nothing can be
+ * said; a file that is damaged gets a verdict. */
+int img_inspect(const char *path, const struct img_inspect_options *opts,
+                struct img_verdict **verdict, struct img_error *err);
+void img_verdict_free(struct img_verdict *verdict);
 
 /* ---- snapshots and bitmaps --------------------------------------------- */
 

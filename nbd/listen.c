@@ -39,21 +39,22 @@ static int unix_address(struct sockaddr_un *sun, const char *path,
     return 0;
 }
 
-/* A socket that nobody listens on any more is left from a server that was
- * killed.  Anything else at the path stays. */
-static void remove_stale(const struct sockaddr_un *sun)
+void nbd_remove_stale(const char *path)
 {
+    struct sockaddr_un sun;
+    struct img_error err;
     struct stat st;
     int fd;
 
-    if (lstat(sun->sun_path, &st) < 0 || !S_ISSOCK(st.st_mode))
+    if (unix_address(&sun, path, &err) < 0 || lstat(path, &st) < 0 ||
+        !S_ISSOCK(st.st_mode))
         return;
     fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0)
         return;
-    if (connect(fd, (const struct sockaddr *)sun, sizeof *sun) < 0 &&
+    if (connect(fd, (const struct sockaddr *)&sun, sizeof sun) < 0 &&
         errno == ECONNREFUSED)
-        unlink(sun->sun_path);
+        unlink(path);
     close(fd);
 }
 
@@ -65,7 +66,6 @@ int nbd_listen_unix(struct nbd_listeners *l, const char *path,
 
     if (ret < 0)
         return ret;
-    remove_stale(&sun);
     fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0 || bind(fd, (struct sockaddr *)&sun, sizeof sun) < 0 ||
         listen(fd, BACKLOG) < 0) {

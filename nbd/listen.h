@@ -14,6 +14,9 @@ struct nbd_listeners {
     char *unlink;               /* the socket's path, removed at the end */
 };
 
+/* A socket that nobody listens on any more is left from a server that was
+ * killed.  Anything else at the path stays. */
+void nbd_remove_stale(const char *path);
 /* These add sockets. */
 int nbd_listen_unix(struct nbd_listeners *, const char *path,
                     struct img_error *);

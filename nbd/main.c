@@ -15,6 +15,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #include "device.h"
+#include "enter.h"
 #include "kernel.h"
 #include "list.h"
 #include "options.h"
@@ -247,6 +248,9 @@ static int serve(struct nbd_options *o, int ready)
     if (o->tls_creds)
         ret = nbd_tls_server_new(&o->objects, o->tls_creds, o->tls_authz,
                                  &service.tls, &err);
+    if (o->socket && !o->connect)
+        nbd_remove_stale(o->socket);
+    nbd_enter(o);
     if (ret == 0)
         ret = open_exports(o, &all, &err);
     if (ret == 0) {

@@ -9,7 +9,8 @@
 enum {
     O_CACHE = 256, O_AIO, O_DISCARD, O_DETECT, O_OBJECT, O_TLS_CREDS,
     O_TLS_AUTHZ, O_TLS_HOSTNAME, O_IMAGE_OPTS, O_FORK, O_PID_FILE, O_LABEL,
-    O_HANDSHAKE, O_EXPORT, O_VSOCK, O_FILES, O_RECONNECT
+    O_HANDSHAKE, O_EXPORT, O_VSOCK, O_FILES, O_RECONNECT,
+    O_NO_SANDBOX
 };
 
 static const char help[] =
@@ -53,6 +54,7 @@ static const char help[] =
 "      --allow-files=WHICH   of the files that an image names, open none,\n"
 "                            those in the same-dir, those in the folder WHICH,\n"
 "                            or any; local ones when not given\n"
+"      --no-sandbox          do without Landlock and seccomp\n"
 "  -T, --trace=...           accepted, ignored\n"
 "      --fork                serve in the background, return once running\n"
 "      --pid-file=PATH       store the server's process ID in that file\n"
@@ -104,6 +106,7 @@ static const struct option table[] = {
     { "handshake-limit", 1, NULL, O_HANDSHAKE },
     { "reconnect", 1, NULL, O_RECONNECT },
     { "allow-files", 1, NULL, O_FILES },
+    { "no-sandbox", 0, NULL, O_NO_SANDBOX },
     { "export", 1, NULL, O_EXPORT }, { "vsock", 1, NULL, O_VSOCK },
     { 0 }
 };
@@ -437,7 +440,8 @@ static int take_flag(struct parsing *p, int c)
         { 'r', &o->image.read_only }, { 's', &o->image.temporary },
         { 'A', &o->image.depth }, { 't', &o->persistent },
         { 'v', &o->verbose }, { 'L', &o->list }, { 'd', &o->disconnect },
-        { O_FORK, &o->fork }, { O_IMAGE_OPTS, &p->image_opts }
+        { O_FORK, &o->fork }, { O_NO_SANDBOX, &o->no_sandbox },
+        { O_IMAGE_OPTS, &p->image_opts }
     };
 
     for (unsigned i = 0; i < sizeof where / sizeof where[0]; i++)

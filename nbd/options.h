@@ -14,6 +14,7 @@ struct nbd_options {
     const char *bind, *port, *socket, *vsock;
     unsigned shared;            /* 0 = as many as we allow */
     bool persistent, verbose, fork, list, disconnect;
+    bool no_sandbox;
     bool where_given;           /* any of bind, port, socket, vsock */
     const char *pid_file, *label;
     const char *name, *description;

@@ -19,8 +19,8 @@ DOWN = {
     "foreign.h": {"libimg.h", "base"},
     "core": {"core", "format.h", "foreign.h", "cache", "codec", "file",
              "base", "libimg.h"},
-    "ops": {"ops", "core", "format.h", "cache", "codec", "file", "base",
-            "libimg.h"},
+    "ops": {"ops", "core", "format.h", "foreign.h", "cache", "codec", "file",
+            "base", "libimg.h"},
     "libimg.h": set(),
 }
 for f in FORMATS:

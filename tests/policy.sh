@@ -96,6 +96,23 @@ grep -q '"data-file": .*/b/d.raw' out || die "info does not tell the data file"
 [ "$(opened vimg info "$tmp/a/new.qcow2")" = 'a/new.qcow2 ' ] || die 'info'
 grep -q '"[^"]*fat:' trace && die "info of a URL"
 
+# The sandbox holds, and can be left out.
+vimg info -v a/near.qcow2 2>err >out || die "info -v"
+if grep -q 'confined: yes (Landlock [1-9]*, seccomp)' err; then
+    vimg info --no-sandbox -v a/near.qcow2 2>err >out
+    grep -q 'confined: no (--no-sandbox)' err || die "--no-sandbox: $(cat err)"
+    for how in '' --no-sandbox; do
+        vimg-nbd -r $how --fork --pid-file pid -k "$tmp/s" a/near.qcow2
+        seccomp=$(sed -n 's/^Seccomp:[[:space:]]*//p' "/proc/$(cat pid)/status")
+        kill "$(cat pid)"
+        while [ -e pid ]; do sleep 0.02; done
+        case $seccomp$how in 2|0--no-sandbox) ;;
+        *) die "vimg-nbd $how: Seccomp: $seccomp" ;; esac
+    done
+else
+    echo "no sandbox here: $(cat err)" >&2
+fi
+
 # The server has the same option.
 for how in none same-dir; do
     vimg-nbd --allow-files=$how -r -k "$tmp/s" a/far.qcow2 2>err &&

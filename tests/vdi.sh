@@ -122,6 +122,8 @@ clean vdi x
 quiet vimg create -f vdi -o uuid=01234567-89ab-cdef-0123-456789abcdef b.vdi 4M
 quiet vimg create -f vdi -b b.vdi -F vdi d.vdi
 quiet vimg info d.vdi
+says "parent uuid: 01234567-89ab-cdef-0123-456789abcdef"
+quiet vimg info --backing-chain d.vdi
 says "backing file: b.vdi"
 says "parent uuid: 01234567-89ab-cdef-0123-456789abcdef"
 mv b.vdi b.img

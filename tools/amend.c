@@ -95,6 +95,12 @@ static int run(int argc, char **argv)
         complain("Expecting one image file name");
         return 1;
     }
+    open_expect(argv[0], &args.how, IMG_OPEN_WRITE, 0);
+    for (size_t i = 0; i < settings.n; i++)
+        if (!strncmp(settings.list[i], "backing_file=", 13))
+            open_expect_below(argv[0], &args.how, settings.list[i] + 13,
+                              NULL);
+    open_enter();
     if (settings.help) {
         disk = open_image(argv[0], &args.how, IMG_OPEN_NO_BACKING);
         code = disk ? settings_help(img_format_name(disk), SETTINGS_AMEND,

@@ -248,6 +248,8 @@ static int run(int argc, char **argv)
         return usage_error("Expecting one image file name");
     if (!open_check(&args.how) || !check_combination(&b))
         return 1;
+    open_expect(argv[0], &args.how, args.write ? IMG_OPEN_WRITE : 0, 0);
+    open_enter();
     b.disk = open_image(argv[0], &args.how, args.write ? IMG_OPEN_WRITE : 0);
     if (!b.disk)
         return 1;

@@ -110,6 +110,10 @@ static int run(int argc, char **argv)
                  "power of 2 and at least 512", argv[1]);
         return 1;
     }
+    open_expect(argv[0], &args.how, IMG_OPEN_WRITE | IMG_OPEN_NO_BACKING, 0);
+    if (args.source_file)
+        open_expect(args.source_file, &args.source, IMG_OPEN_NO_BACKING, 0);
+    open_enter();
     disk = open_image(argv[0], &args.how,
                       IMG_OPEN_WRITE | IMG_OPEN_NO_BACKING);
     if (!disk)

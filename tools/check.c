@@ -156,6 +156,8 @@ static int run(int argc, char **argv)
         return usage_error("Expecting one image file name");
     if (!open_check(&args.how))
         return FAILED;
+    open_expect(argv[0], &args.how, repair ? IMG_OPEN_WRITE : 0, 0);
+    open_enter();
     if (!args.quiet && !open_warn_of_base(argv[0], &args.how))
         return FAILED;
     args.how.hush = true;

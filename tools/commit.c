@@ -89,6 +89,9 @@ static int run(int argc, char **argv)
     if (!open_check(&args.how) ||
         !open_cache_flags(args.how.cache, "cache option", &unused))
         return 1;
+    open_expect(argv[0], &args.how, IMG_OPEN_WRITE,
+                CONFINE_WRITE_ALL | CONFINE_FOLDERS);
+    open_enter();
     disk = open_image(argv[0], &args.how, IMG_OPEN_WRITE | IMG_OPEN_UNMAP |
                       (args.force ? IMG_OPEN_FORCE : 0));
     if (!disk)

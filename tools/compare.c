@@ -88,6 +88,9 @@ static int run(int argc, char **argv)
     if (!open_check(&args.a) || !open_check(&args.b) ||
         !open_cache_flags(args.a.cache, "source cache option", &unused))
         return OPEN_FAILED;
+    open_expect(argv[0], &args.a, 0, 0);
+    open_expect(argv[1], &args.b, 0, 0);
+    open_enter();
     a = open_image(argv[0], &args.a, 0);
     b = a ? open_image(argv[1], &args.b, 0) : NULL;
     code = b ? compare(a, b) : OPEN_FAILED;

@@ -255,6 +255,28 @@ static int work(struct img_disk *const *from, size_t n, const char *target,
     return r;
 }
 
+/* What will be opened, before anything is. */
+static void expect(char **names, size_t n, const char *target,
+                   const struct img_create_options *create)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (strcmp(names[i], "-") || args.from.image_opts)
+            open_expect(names[i], &args.from, 0, 0);
+        else
+            confine_temporary();
+    }
+    if (args.no_create)
+        open_expect(target, &args.to, IMG_OPEN_WRITE, 0);
+    else if (strcmp(target, "-"))
+        open_expect_output(target, create->settings);
+    else
+        confine_temporary();    /* for formats that do not stream */
+    if (create->backing)
+        open_expect_below(target, &(struct open_how){ 0 }, create->backing,
+                          create->backing_format);
+    open_enter();
+}
+
 static int convert(char **names, size_t n, const char *target,
                    const struct img_convert_options *opts, uint64_t threads,
                    uint64_t rate)
@@ -313,6 +335,7 @@ static int run(int argc, char **argv)
     if (!args.no_create && !fill_create(&create, &settings,
                                         (size_t)argc - 1))
         return 1;
+    expect(argv, (size_t)argc - 1, argv[argc - 1], &create);
     opts.create = &create;
     opts.compress = args.compress;
     opts.target_exists = args.no_create;

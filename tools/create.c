@@ -171,6 +171,13 @@ static int run(int argc, char **argv)
                  opts.format);
         return 1;
     }
+    open_expect_output(path, opts.settings);
+    if (args.backing || settings.backing)
+        open_expect_below(path, &(struct open_how){ 0 }, args.backing ?
+                          args.backing : settings.backing,
+                          args.backing_format ? args.backing_format :
+                          settings.backing_format);
+    open_enter();
     if (!fill_backing(&opts, path, &settings) ||
         !fill_size(&opts, path, &settings, argv[1]))
         return 1;

@@ -268,6 +268,15 @@ static int run(int argc, char **argv)
         complain("Unknown file format '%s'", args.format);
         return 1;
     }
+    if (strcmp(dd.in, "-") || args.how.image_opts)
+        open_expect(dd.in, &args.how, 0, 0);
+    else
+        confine_temporary();
+    if (strcmp(dd.out, "-"))
+        open_expect_output(dd.out, NULL);
+    else
+        confine_temporary();
+    open_enter();
     from = strcmp(dd.in, "-") || args.how.image_opts
                ? open_image(dd.in, &args.how, 0) : open_stdin();
     if (!from)

@@ -62,8 +62,7 @@ static void describe(struct member *m, char **backing_path)
     int r;
 
     *backing_path = NULL;
-    opts.flags = IMG_OPEN_PROBE | IMG_OPEN_NO_BACKING | IMG_OPEN_NO_LOCK |
-                 IMG_OPEN_DESCRIBE;
+    opts.flags = IMG_OPEN_PROBE | IMG_OPEN_NO_BACKING | IMG_OPEN_NO_LOCK;
     opts.allow_files = open_files_policy(&opts.allow_dir);
     r = img_open(m->path, &opts, &disk, &err);
     if (r == 0)

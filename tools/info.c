@@ -9,7 +9,7 @@
 static struct {
     struct open_how how;
     const char *output;
-    bool chain;
+    bool chain, verbose;
 } args;
 
 static const struct option_def options[] = {
@@ -17,6 +17,8 @@ static const struct option_def options[] = {
     { OPTION_TEXT, 0, "output", "HOW", "human or json", &args.output },
     { OPTION_FLAG, 0, "backing-chain", NULL,
       "describe every image below this one too", &args.chain },
+    { OPTION_FLAG, 'v', "verbose", NULL,
+      "say whether the sandbox held", &args.verbose },
     OPEN_SHARE_ROW(&args.how),
     OPEN_IMAGE_OPTS_ROW(&args.how),
     OPTIONS_OBJECT_ROW(&args.how.objects),
@@ -56,6 +58,7 @@ static int run(int argc, char **argv)
     struct img_info *info = NULL;
     struct img_disk *disk;
     struct img_error err;
+    unsigned flags;
     int code = 1;
 
     if (output == OUTPUT_BAD)
@@ -64,9 +67,10 @@ static int run(int argc, char **argv)
         return usage_error("Expecting one image file name");
     if (!open_check(&args.how))
         return 1;
-    disk = open_image(argv[0], &args.how,
-                      IMG_OPEN_DESCRIBE | (args.chain ? 0 :
-                                           IMG_OPEN_NO_BACKING));
+    flags = IMG_OPEN_DESCRIBE | (args.chain ? 0 : IMG_OPEN_NO_BACKING);
+    open_expect(argv[0], &args.how, flags, 0);
+    open_enter();
+    disk = open_image(argv[0], &args.how, flags);
     if (!disk)
         return 1;
     if (img_info_get(disk, &info, &err) < 0) {
@@ -74,6 +78,8 @@ static int run(int argc, char **argv)
         goto out;
     }
     warn_of_base(info);
+    if (args.verbose)
+        fprintf(stderr, "vimg: confined: %s\n", confine_state());
     if (output == OUTPUT_TEXT)
         show_info(info, NULL, args.chain);
     else

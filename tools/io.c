@@ -247,6 +247,31 @@ static int given(struct io *io)
     return r;
 }
 
+/* Do the commands have this word?  Nobody knows what will be typed. */
+static bool may_say(const char *word)
+{
+    for (size_t i = 0; i < args.commands.n; i++)
+        if (strstr(args.commands.uses[i].text, word))
+            return true;
+    return args.commands.n == 0;
+}
+
+/* Commands that come one after the other may open anything. */
+static void enter(const struct io *io, const char *name)
+{
+    if (may_say("open") || may_say(" -s"))
+        confine_path("/", SANDBOX_READ | SANDBOX_WRITE | SANDBOX_LIST |
+                     SANDBOX_MAKE);
+    if (may_say("nbd"))
+        confine_network();
+    if (name)
+        open_expect(name, &io->how, args.read_only || args.scratch ? 0 :
+                    IMG_OPEN_WRITE, 0);
+    if (args.scratch)
+        confine_temporary();
+    open_enter();
+}
+
 static int run(int argc, char **argv)
 {
     struct io io = { .read_only = args.read_only,
@@ -260,6 +285,7 @@ static int run(int argc, char **argv)
     io.how = args.how;
     if (args.no_cache)
         io.how.cache = "none";
+    enter(&io, argc == 1 ? argv[0] : NULL);
     if (argc == 1 && io_open_named(&io, argv[0], args.scratch) < 0)
         r = 1;
     if (r == 0)

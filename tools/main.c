@@ -14,7 +14,7 @@
 const struct command *const commands[] = {
     &command_create, &command_info, &command_convert, &command_resize,
     &command_map, &command_check, &command_snapshot, &command_commit,
-    &command_rebase, &command_compare, &command_measure, &command_amend,
+    &command_rebase, &command_compare, &command_measure, &command_inspect, &command_amend,
     &command_bitmap, &command_dd, &command_bench, &command_io, &command_tree,
     &command_mount, &command_umount, &command_completion,
     NULL
@@ -28,10 +28,19 @@ static void message(const char *kind, const char *fmt, va_list ap)
     fputc('\n', stderr);
 }
 
+static bool muted;
+
+void complain_not(bool mute)
+{
+    muted = mute;
+}
+
 void complain(const char *fmt, ...)
 {
     va_list ap;
 
+    if (muted)
+        return;
     va_start(ap, fmt);
     message("", fmt, ap);
     va_end(ap);

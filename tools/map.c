@@ -157,6 +157,8 @@ static int run(int argc, char **argv)
         return usage_error("Expecting one image file name");
     if (!open_check(&args.how))
         return 1;
+    open_expect(argv[0], &args.how, 0, 0);
+    open_enter();
     disk = open_image(argv[0], &args.how, 0);
     if (!disk)
         return 1;

@@ -98,6 +98,9 @@ static int run(int argc, char **argv)
     opts.settings = settings.list;
     opts.backing = settings.backing;
     opts.backing_format = settings.backing_format;
+    if (argc == 1)
+        open_expect(argv[0], &args.how, 0, 0);
+    open_enter();
     if (argc == 1 && !(disk = open_image(argv[0], &args.how, 0)))
         return 1;
     r = img_measure(disk, &opts, &measure, &err);

@@ -208,6 +208,74 @@ static bool add_how(struct img_open_options *opts, const struct open_how *how,
     return true;
 }
 
+/* ---- the sandbox ------------------------------------------------------- */
+
+/* Complaints about the name come when it is opened. */
+static bool locate(const char *name, const struct open_how *how,
+                   unsigned flags, struct location *loc)
+{
+    bool ok;
+
+    complain_not(true);
+    ok = location_parse(name, how->image_opts, loc) &&
+         add_how(&loc->opts, how, flags);
+    complain_not(false);
+    return ok;
+}
+
+void open_expect(const char *name, const struct open_how *how, unsigned flags,
+                 unsigned confine)
+{
+    struct location loc;
+
+    if (flags & IMG_OPEN_WRITE)
+        confine |= CONFINE_WRITE;
+    if (locate(name, how, flags, &loc))
+        confine_image(loc.path, &loc.opts, confine);
+    location_free(&loc);
+}
+
+void open_expect_below(const char *name, const struct open_how *how,
+                       const char *backing, const char *format)
+{
+    struct img_open_options opts = IMG_OPEN_OPTIONS;
+    struct location loc;
+
+    opts.format = format;
+    opts.allow_files = open_files_policy(&opts.allow_dir);
+    if (locate(name, how, 0, &loc))
+        confine_below(loc.path, backing, &opts);
+    location_free(&loc);
+}
+
+void open_expect_output(const char *path, const char *const *settings)
+{
+    const char *slash = strrchr(path, '/');
+
+    path = open_plain_path(path);
+    confine_output(path);
+    for (; settings && *settings; settings++) {
+        const char *data = *settings + 10;
+        char *beside;
+
+        if (strncmp(*settings, "data_file=", 10))
+            continue;
+        beside = format_text("%.*s%s", *data == '/' || !slash ? 0 :
+                             (int)(slash - path) + 1, path, data);
+        confine_output(beside);
+        free(beside);
+    }
+}
+
+void open_enter(void)
+{
+    if (open_confine.no_sandbox)
+        confine_off("--no-sandbox");
+    confine_enter();
+}
+
+/* ---- opening ----------------------------------------------------------- */
+
 struct img_disk *open_image(const char *name, const struct open_how *how,
                             unsigned flags)
 {

@@ -5,6 +5,7 @@
 #include <stdbool.h>
 #include <libimg.h>
 
+#include "confine.h"
 #include "options.h"
 
 /* What the command line says about one image; destinations of options. */
@@ -41,13 +42,18 @@ struct open_how {
 /* Of the whole command, however many images it opens. */
 struct open_confine {
     const char *files;          /* --allow-files; NULL = not given */
+    bool no_sandbox;
 };
 extern struct open_confine open_confine;
 #define OPEN_CONFINE_ROWS \
     { OPTION_TEXT, 0, "allow-files", "WHICH", \
       "of the files that an image names, open none, those in the same-dir, " \
       "those in the folder WHICH, or any; local ones when not given", \
-      &open_confine.files }
+      &open_confine.files }, \
+    OPEN_SANDBOX_ROW
+#define OPEN_SANDBOX_ROW \
+    { OPTION_FLAG, 0, "no-sandbox", NULL, \
+      "do without Landlock and seccomp", &open_confine.no_sandbox }
 
 /* What --allow-files says; dir is for IMG_FILES_UNDER. */
 unsigned open_files_policy(const char **dir);
@@ -57,6 +63,18 @@ unsigned open_files_policy(const char **dir);
 bool open_cache_flags(const char *mode, const char *what, unsigned *flags);
 /* Looks at -f, --image-opts and --object, before anything is opened. */
 bool open_check(const struct open_how *how);
+
+/* What is going to be opened, said before open_enter; arguments as for
+ * open_image, and confine: CONFINE_*. */
+void open_expect(const char *name, const struct open_how *how, unsigned flags,
+                 unsigned confine);
+/* A backing file that the command line names, relative to the image name. */
+void open_expect_below(const char *name, const struct open_how *how,
+                       const char *backing, const char *format);
+/* A file that is made, and its data file, if these settings ask for one. */
+void open_expect_output(const char *path, const char *const *settings);
+/* From here on nothing else can be opened. */
+void open_enter(void);
 
 /* NULL: the user was told. */
 struct img_disk *open_image(const char *name, const struct open_how *how,

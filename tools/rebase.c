@@ -78,6 +78,11 @@ static int run(int argc, char **argv)
         complain("Invalid format name: '%s'", args.backing_format);
         return 1;
     }
+    open_expect(argv[0], &args.how, IMG_OPEN_WRITE, CONFINE_FOLDERS);
+    if (args.backing && *args.backing)
+        open_expect_below(argv[0], &args.how, args.backing,
+                          args.backing_format);
+    open_enter();
     disk = open_image(argv[0], &args.how, IMG_OPEN_WRITE | IMG_OPEN_UNMAP |
                       (args.unsafe ? IMG_OPEN_NO_BACKING : 0) |
                       (args.force ? IMG_OPEN_FORCE : 0));

@@ -110,6 +110,8 @@ static int run(int argc, char **argv)
         action = args.actions.uses[0];
     if (strcmp(action.name, "list"))
         flags |= IMG_OPEN_WRITE | (args.force ? IMG_OPEN_FORCE : 0);
+    open_expect(argv[0], &args.how, flags, CONFINE_FOLDERS);
+    open_enter();
     disk = open_image(argv[0], &args.how, flags);
     if (!disk)
         return 1;

@@ -137,6 +137,8 @@ static int run(int argc, char **argv)
         return 1;
     if (argc > 1)
         return usage_error("Expecting one folder");
+    confine_path("/", SANDBOX_READ | SANDBOX_LIST);
+    open_enter();
     ok = family_scan(argc ? argv[0] : ".", !args.flat, &family);
     if (output == OUTPUT_JSON) {
         list = json_new_array();

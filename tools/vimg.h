@@ -25,12 +25,14 @@ extern const struct command *const commands[];  /* ends with NULL */
 extern const struct command
     command_amend, command_bench, command_bitmap, command_check,
     command_commit, command_compare, command_completion, command_convert,
-    command_create, command_dd, command_info, command_io, command_map,
+    command_create, command_dd, command_info, command_inspect, command_io, command_map,
     command_measure, command_mount, command_rebase, command_resize, command_snapshot,
     command_tree, command_umount;
 
 /* "vimg: ..." on standard error. */
 void complain(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+/* complain says nothing until it is told otherwise. */
+void complain_not(bool mute);
 /* The same, followed by where to find help.  Returns 1. */
 int usage_error(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 /* img_warn_fn: one line on standard error, "vimg: warning: ...". */

@@ -60,7 +60,7 @@ static char *ask_layer(const struct search *s, const char *path,
     struct img_chain *c;
     char *name = NULL;
 
-    opts.flags = IMG_OPEN_NO_BACKING | IMG_OPEN_NO_LOCK | IMG_OPEN_DESCRIBE;
+    opts.flags = IMG_OPEN_NO_BACKING | IMG_OPEN_NO_LOCK;
     opts.format = format;
     opts.allow_files = s->chain->opts.allow_files;
     opts.allow_dir = s->chain->opts.allow_dir;

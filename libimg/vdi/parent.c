@@ -162,6 +162,8 @@ int img_vdi_find_parent(struct img_layer *layer,
 
     if (opts->backing)
         return 0;               /* given: check_base looks at it */
+    if ((opts->flags & IMG_OPEN_DESCRIBE) && !needed)
+        return 0;               /* its UUID is all that the image knows */
     r = look_through(layer, &s, err);
     if (r == 0 && !s.name && needed)
         r = fail_not_found(layer, &s, err);
