@@ -239,7 +239,9 @@ static void scout_image(FILE *to, const struct image *image)
     opts.allow_dir = image->allow_dir;
     opts.flags = IMG_OPEN_NO_BACKING | IMG_OPEN_NO_LOCK | IMG_OPEN_NO_SYNC |
                  IMG_OPEN_REPAIR |
-                 (image->opts.flags & (IMG_OPEN_FREE_NAMES | IMG_OPEN_DESCRIBE));
+                 (image->opts.flags & IMG_OPEN_FREE_NAMES);
+    if (image->opts.flags & IMG_OPEN_NO_BACKING)
+        opts.flags |= image->opts.flags & IMG_OPEN_DESCRIBE;
     for (unsigned depth = 0; path && depth < MAX_DEPTH; depth++) {
         char *below, *below_format = NULL;
 
