@@ -41,11 +41,14 @@ static void add_keys(const struct nbd_objects *objects)
         const struct nbd_settings *s = &objects->list[i];
         const char *dir = nbd_settings_get(s, "dir");
         const char *file = nbd_settings_get(s, "file");
+        const char *list = nbd_settings_get(s, "filename");
 
         if (dir)
             confine_path(dir, SANDBOX_READ);
         if (file)
             confine_path(file, SANDBOX_READ);
+        if (list)               /* it may be replaced */
+            add_folder(list, SANDBOX_READ);
     }
 }
 

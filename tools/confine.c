@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -81,20 +82,8 @@ static void folder_of(const char *path, unsigned rights)
 
 static bool is_url(const char *path)
 {
-    return !strncmp(path, "nbd:", 4) || !strncmp(path, "nbds:", 5) ||
-           !strncmp(path, "nbd+", 4) || !strncmp(path, "nbds+", 5);
-}
-
-/* Is the image somewhere else than in a file? */
-static bool is_remote(const char *path)
-{
-    if (path[0] == '[')
-        confine_off("an NBD server is started for the image");
-    else if (is_url(path))
-        confine_network();
-    else
-        return false;
-    return true;
+    return !strncasecmp(path, "nbd:", 4) || !strncasecmp(path, "nbds:", 5) ||
+           !strncasecmp(path, "nbd+", 4) || !strncasecmp(path, "nbds+", 5);
 }
 
 void confine_output(const char *path)
@@ -105,8 +94,10 @@ void confine_output(const char *path)
     struct stat st;
     ssize_t n;
 
-    if (is_remote(path))
+    if (is_url(path)) {
+        confine_network();
         return;
+    }
     if (realpath(path, real)) {
         confine_path(real, SANDBOX_READ | SANDBOX_WRITE);
         if (stat(real, &st) == 0 && !S_ISREG(st.st_mode))
@@ -133,8 +124,8 @@ void confine_image(const char *path, const struct img_open_options *opts,
 {
     struct image *more, *i;
 
-    if (is_remote(path) && c.off)
-        return;
+    if (is_url(path))
+        confine_network();
     more = grow(c.images, c.n_images, sizeof *more);
     if (!more)
         return;
