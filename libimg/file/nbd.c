@@ -206,24 +206,20 @@ static int nbd_file_pwritev(struct img_file *f, const struct iovec *iov,
 }
 
 /* What is not aligned is left to be written out. */
-static int nbd_file_zero(struct img_file *f, uint64_t off, uint64_t len,
-                         unsigned flags, struct img_error *err)
+static int send_zeros(struct img_file *f, uint64_t off, uint64_t len,
+                      uint32_t wire, struct img_error *err)
 {
     struct nbd *s = f->state;
-    uint32_t wire = flags & IMG_FILE_MAY_UNMAP ? 0 : LIBNBD_CMD_FLAG_NO_HOLE;
     int ret = inside(f, off, len, err);
 
     if (ret < 0)
         return ret;
-    if (!s->facts.can_zero || !is_aligned(f, off, len) ||
-        ((flags & IMG_FILE_FAST_ONLY) && !s->facts.can_fast_zero))
+    if (!s->facts.can_zero || !is_aligned(f, off, len))
         return -ENOTSUP;
-    if (flags & IMG_FILE_FAST_ONLY)
-        wire |= LIBNBD_CMD_FLAG_FAST_ZERO;
     while (len && ret == 0) {
         struct img_nbd_request r = {
-            .op = IMG_NBD_ZERO, .off = off, .len = IMG_MIN(len, (uint64_t)ZERO_PIECE),
-            .flags = wire
+            .op = IMG_NBD_ZERO, .off = off,
+            .len = IMG_MIN(len, (uint64_t)ZERO_PIECE), .flags = wire
         };
 
         ret = run(f, &r, err);
@@ -235,14 +231,23 @@ static int nbd_file_zero(struct img_file *f, uint64_t off, uint64_t len,
     return ret;
 }
 
+/* However slow the server is with zeros, it is quicker than we with sending
+ * them, so FAST_ONLY makes no difference. */
+static int nbd_file_zero(struct img_file *f, uint64_t off, uint64_t len,
+                         unsigned flags, struct img_error *err)
+{
+    return send_zeros(f, off, len, flags & IMG_FILE_MAY_UNMAP
+                      ? 0 : LIBNBD_CMD_FLAG_NO_HOLE, err);
+}
+
 /* TRIM promises nothing of what is read afterwards, so it is the second
  * choice, for servers that cannot zero without writing. */
 static int nbd_file_punch(struct img_file *f, uint64_t off, uint64_t len,
                           struct img_error *err)
 {
     const struct nbd *s = f->state;
-    int ret = nbd_file_zero(f, off, len,
-                            IMG_FILE_MAY_UNMAP | IMG_FILE_FAST_ONLY, err);
+    int ret = !s->facts.can_fast_zero ? -ENOTSUP :
+        send_zeros(f, off, len, LIBNBD_CMD_FLAG_FAST_ZERO, err);
 
     if (ret != -ENOTSUP || !s->facts.can_trim || !is_aligned(f, off, len))
         return ret;

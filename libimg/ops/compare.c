@@ -163,7 +163,8 @@ static int step(struct img_team *team, void *opaque, unsigned worker,
 static int run(struct compare *c, const struct img_job *job,
                struct img_error *err)
 {
-    unsigned n = img_team_size(job, 4);
+    unsigned n = img_team_size(job, 4, img_source_is_remote(&c->a) ||
+                               img_source_is_remote(&c->b));
     int r = 0;
 
     c->buffers = calloc(n, sizeof *c->buffers);

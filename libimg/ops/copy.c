@@ -252,7 +252,9 @@ static int make_batch(struct img_copy *c, struct img_batch *b,
 int img_copy_run(struct img_copy *c, const struct img_job *job,
                  struct img_error *err)
 {
-    unsigned n = img_team_size(job, c->pack ? 8 : 4);
+    unsigned n = img_team_size(job, c->pack ? 8 : 4,
+                               img_source_is_remote(&c->source) ||
+                               (c->to && img_chain_is_remote(c->to->chain)));
     int r = 0;
 
     c->claim_max = IMG_MAX((uint32_t)CLAIM_PLAIN, c->unit);

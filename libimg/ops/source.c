@@ -167,3 +167,21 @@ bool img_stretch_is_same(const struct img_stretch *a,
     return a->kind == IMG_RUN_PACKED && a->host == b->host &&
            a->start == b->start;
 }
+
+bool img_chain_is_remote(const struct img_chain *chain)
+{
+    for (unsigned d = 0; d < chain->n; d++)
+        for (unsigned i = 0; i < chain->layers[d]->n_files; i++)
+            if (chain->layers[d]->files[i] &&
+                chain->layers[d]->files[i]->fd < 0)
+                return true;
+    return false;
+}
+
+bool img_source_is_remote(const struct img_source *source)
+{
+    for (size_t i = 0; i < source->n; i++)
+        if (img_chain_is_remote(source->parts[i].io->chain))
+            return true;
+    return false;
+}

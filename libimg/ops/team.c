@@ -14,7 +14,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { REPORT_MS = 50, MAX_THREADS = 64 };
+enum { REPORT_MS = 50, MAX_THREADS = 64, WAITING = 8 };
 
 struct worker {
     struct img_team *team;
@@ -24,13 +24,15 @@ struct worker {
     pthread_t thread;
 };
 
-unsigned img_team_size(const struct img_job *job, unsigned most)
+unsigned img_team_size(const struct img_job *job, unsigned most, bool waiting)
 {
     cpu_set_t set;
     long cpus = 1;
 
     if (job && job->threads)
         return IMG_MIN(job->threads, (unsigned)MAX_THREADS);
+    if (waiting)
+        return WAITING;
     if (sched_getaffinity(0, sizeof set, &set) == 0)
         cpus = CPU_COUNT(&set);
     else

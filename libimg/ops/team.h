@@ -31,8 +31,9 @@ struct img_team {
 typedef int img_team_step(struct img_team *team, void *opaque,
                           unsigned worker, struct img_error *err);
 
-/* How many workers to use: what the job says, or min(cpus, most). */
-unsigned img_team_size(const struct img_job *job, unsigned most);
+/* How many workers to use: what the job says, or min(cpus, most).  Those that
+ * wait for a server are more than there are processors. */
+unsigned img_team_size(const struct img_job *job, unsigned most, bool waiting);
 
 /* Runs step in n threads until it is done everywhere; with n = 1 on the
  * calling thread itself.  total is for progress. */
