@@ -50,122 +50,6 @@ static int raise_version(struct qcow2 *q, struct img_error *err)
     return r;
 }
 
-static const char *only_in_v3(const struct qcow2 *q)
-{
-    if (q->h.refcount_order != 4)
-        return "its refcounts do not have 16 bits";
-    if (q->data)
-        return "it has an external data file";
-    if (q->h.compression)
-        return "it is compressed with zstd";
-    if (img_qcow2_has_subclusters(q))
-        return "it has extended L2 entries";
-    if (q->h.n_bitmaps)
-        return "it has bitmaps";
-    if (q->n_snapshots)
-        return "it has snapshots, whose zero clusters would be lost";
-    return NULL;
-}
-
-/* A zero cluster over a backing file becomes a cluster full of zeros. */
-static int write_zero_cluster(struct qcow2 *q, struct qcow2_cursor *c,
-                              const struct qcow2_entry *e,
-                              struct img_error *err)
-{
-    uint64_t host = e->host, got;
-    bool zeroed;
-    int r = 0;
-
-    if (!e->has_host || !e->copied) {
-        r = img_qcow2_frees_room(q, 1, err);
-        if (r == 0)
-            r = img_qcow2_take(q, 1, &host, &got, &zeroed, err);
-        if (r < 0)
-            return r;
-    }
-    r = img_file_zero(q->file, host, q->cluster_size, 0, err);
-    if (r < 0)
-        return r;
-    if (e->has_host && !e->copied)
-        img_qcow2_entry_free(q, e, false, NULL);
-    img_qcow2_entry_store(q, img_qcow2_cursor_entry(q, c, 0),
-                          host | QCOW2_COPIED, 0);
-    img_qcow2_cursor_dirty(q, c, 0, 1);
-    return 0;
-}
-
-static int expand_at(struct qcow2 *q, uint64_t off, struct img_error *err)
-{
-    struct qcow2_cursor c;
-    struct qcow2_entry e;
-    int r;
-
-    img_lock(&q->lock);
-    r = img_qcow2_cursor_get_writable(q, off, &c, err);
-    if (r == 0) {
-        r = img_qcow2_entry_decode(q, img_qcow2_cursor_entry(q, &c, 0),
-                                   c.cluster, &e, err);
-        if (r == 0 && e.kind == QCOW2_ZEROS)
-            r = write_zero_cluster(q, &c, &e, err);
-        img_qcow2_cursor_put(q, &c);
-    }
-    img_unlock(&q->lock);
-    return r == 0 ? img_qcow2_relieve(q, err) : r;
-}
-
-/* Version 2 has no zero clusters. */
-static int expand_zeros(struct qcow2 *q, const struct img_job *job,
-                        struct img_error *err)
-{
-    uint64_t size = q->h.size, at = 0;
-    int r = 0;
-
-    while (at < size && r == 0) {
-        struct img_run run;
-        uint64_t end, done;
-
-        r = img_qcow2_map(q->layer, at, size - at, 0, &run, err);
-        if (r < 0)
-            return r;
-        end = at + run.len;
-        if (run.kind == IMG_RUN_ZERO && !q->layer->backing)
-            for (uint64_t p = at; p < end && r == 0; p += done)
-                r = img_qcow2_unmap(q->layer, p, end - p, IMG_UNMAP_DROP,
-                                    &done, err);
-        else if (run.kind == IMG_RUN_ZERO)
-            for (uint64_t p = at; p < end && r == 0; p += q->cluster_size)
-                r = expand_at(q, p, err);
-        at = end;
-        if (r == 0 && job && job->progress &&
-            job->progress(job->opaque, at, size))
-            return img_fail(err, ECANCELED, "%s: amending was cancelled",
-                            q->layer->path);
-    }
-    return r == 0 ? img_qcow2_settle(q, err) : r;
-}
-
-static int lower_version(struct qcow2 *q, const struct img_job *job,
-                         struct img_error *err)
-{
-    const char *why = only_in_v3(q);
-    struct qcow2_header old = q->h;
-    int r;
-
-    if (why)
-        return img_fail(err, ENOTSUP, "%s: cannot become compat 0.10: %s",
-                        q->layer->path, why);
-    r = expand_zeros(q, job, err);
-    if (r < 0)
-        return r;
-    q->h.version = 2;
-    q->h.incompatible = q->h.compatible = q->h.autoclear = 0;
-    q->h.header_length = QCOW2_V2_HEADER;
-    r = img_qcow2_header_write(q, err);
-    if (r < 0)
-        q->h = old;
-    return r;
-}
-
 /* ---- the other settings ------------------------------------------------ */
 
 static int set_lazy(struct qcow2 *q, bool lazy, struct img_error *err)
@@ -252,6 +136,6 @@ int img_qcow2_amend(struct img_layer *layer, const char *const *s,
     if (r == 0)
         r = set_data_file(q, s, err);
     if (r == 0 && compat < 2 && q->h.version >= 3)
-        r = lower_version(q, job, err);
+        r = img_qcow2_lower_version(q, job, err);
     return img_qcow2_result(q, r);
 }

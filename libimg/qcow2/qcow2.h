@@ -16,6 +16,7 @@
  *   create.c  new images          resize.c   another size
  *   backing.c the link to the backing file, identity.c what that was like
  *   snapshot.c bitmap.c check.c amend.c describe.c   as named
+ *   downgrade.c  amend: from version 3 to 2
  *
  * Locks, in this order: flush_lock (one write-back at a time, held during
  * I/O), then lock (everything below it in the struct and the bytes of all
@@ -353,6 +354,10 @@ int img_qcow2_relieve(struct qcow2 *q, struct img_error *err);
  * stays what it was, with metadata: zeros.  Without q->lock. */
 int img_qcow2_preallocate(struct qcow2 *q, uint64_t off, uint64_t len,
                           enum img_prealloc prealloc, struct img_error *err);
+
+/* ---- downgrade.c ---- */
+int img_qcow2_lower_version(struct qcow2 *q, const struct img_job *job,
+                            struct img_error *err);
 
 /* ---- the format's hooks ---- */
 int img_qcow2_map(struct img_layer *, uint64_t off, uint64_t len,
