@@ -4,6 +4,7 @@
  *   hostile SOCKET          all cases, against an export "" of 16 MiB
  *   hostile SOCKET silent   opens 40 connections that say nothing and half
  *                           an option, prints "ready" and waits for the end
+ *   hostile SOCKET more N   N clients are served, one more has to wait
  */
 #include "raw.h"
 
@@ -295,6 +296,33 @@ static void silent(void)
     }
 }
 
+/* Connects; whether the server says anything within so long. */
+static bool is_greeted(int *fd, int ms)
+{
+    struct pollfd p = { .events = POLLIN };
+
+    if (*fd < 0)
+        *fd = raw_dial(path);
+    p.fd = *fd;
+    return poll(&p, 1, ms) == 1;
+}
+
+static void more(int n)
+{
+    int fds[64], last = -1;
+
+    for (int i = 0; i < n && i < 64; i++) {
+        fds[i] = -1;
+        if (!is_greeted(&fds[i], 20000))
+            FAIL("client %d is not served", i + 1);
+    }
+    if (is_greeted(&last, 300))
+        FAIL("client %d is served too", n + 1);
+    close(fds[0]);
+    if (!is_greeted(&last, 20000))
+        FAIL("one has left, and the next one is not served");
+}
+
 int main(int argc, char **argv)
 {
     static const struct { const char *name; void (*run)(void); } cases[] = {
@@ -310,6 +338,10 @@ int main(int argc, char **argv)
     if (argc < 2)
         FAIL("hostile SOCKET [silent]");
     path = argv[1];
+    if (argc > 3) {
+        more(atoi(argv[3]));
+        return 0;
+    }
     if (argc > 2) {
         silent();
         return 0;

@@ -8,6 +8,10 @@ hostile=$builddir/tests/nbd/hostile
 truncate -s 16M "$tmp/disk.raw"
 serve -e 0 -f raw --handshake-limit=2 "$tmp/disk.raw"
 "$hostile" "$sock"
+# All of that, deaf clients and 64 MiB requests among it, in bounded memory.
+peak=$(sed -n 's/^VmHWM:[[:space:]]*\([0-9]*\) kB/\1/p' "/proc/$(cat "$pidfile")/status")
+echo "peak: $peak KiB"
+[ "$peak" -lt 300000 ] || die "clients cost $peak KiB"
 
 # Silent clients are sent away when their time is up, and no sooner.
 start=$(date +%s)
@@ -23,3 +27,10 @@ mkfifo "$tmp/ready"
 head -n 1 <"$tmp/ready" >/dev/null
 stop_server
 wait $! || die "the silent client"
+
+# As many clients as -e says, one by default.
+for n in 1 3; do
+    serve $([ $n = 1 ] || echo -e $n) -f raw "$tmp/disk.raw"
+    "$hostile" "$sock" more $n || die "-e $n"
+    stop_server
+done

@@ -139,6 +139,41 @@ nbdcopy "nbd+unix:///p2?socket=$sock" - | head -c 5 | grep -q hello ||
     die "partition"
 stop_server
 
+# nbd-client, and a script of libnbd's shell, on several requests at once.
+serve -e 0 -f raw -x foo -D 'a text' "$tmp/disk.raw"
+if command -v nbd-client >/dev/null; then
+    timeout 20 nbd-client -l -u "$sock" | grep -qx "foo: a text" ||
+        die "nbd-client -l"
+fi
+cat >"$tmp/script.py" <<'END'
+h.add_meta_context("base:allocation")
+h.set_strict_mode(0)
+h.connect_uri(uri)
+assert h.get_size() == 8388608 and h.can_multi_conn() and h.can_fast_zero()
+bufs = [nbd.Buffer.from_bytearray(bytearray([i]) * 5000) for i in range(20)]
+for i, b in enumerate(bufs):
+    h.aio_pwrite(b, 1048576 + i * 5000)
+while h.aio_in_flight():
+    h.poll(-1)
+h.flush()
+for i in range(20):
+    assert h.pread(5000, 1048576 + i * 5000) == bytearray([i]) * 5000
+seen = []
+h.block_status(8388608, 0, lambda c, o, e, err: seen.append((c, sum(e[::2]))))
+assert seen == [("base:allocation", 8388608)], seen
+try:
+    h.pread(2, 8388607)
+    assert False
+except nbd.Error as e:
+    assert e.errno == "EINVAL", e.errno
+h.shutdown()
+END
+if /usr/bin/python3 -c 'import nbd' 2>/dev/null; then
+    /usr/bin/python3 -m nbd -c "uri = 'nbd+unix:///foo?socket=$sock'
+exec(open('$tmp/script.py').read())" || die "nbdsh"
+fi
+stop_server
+
 # Sockets passed by whoever starts the server.
 [ "$(nbdinfo --size -- [ vimg-nbd -f raw "$tmp/disk.raw" ])" = 8388608 ] ||
     die "socket activation"
