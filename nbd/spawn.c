@@ -33,6 +33,9 @@ enum {
 
 static struct { int life, done; } servers[MOST];
 static unsigned n_servers;
+/* The arguments that took the place of the brackets. */
+static char *uris[MOST], **words_left;
+static unsigned n_uris;
 
 static int fail(struct img_error *err, int code, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
@@ -290,7 +293,7 @@ static int start(char **argv, const char *prefix, char **uri,
     fd = make_socket(&folder, &path, err);
     ret = fd < 0 ? fd : fork_keeper(fd, folder, path, argv, err);
     if (ret == 0) {
-        *uri = make_uri(prefix, path);
+        *uri = uris[n_uris++] = make_uri(prefix, path);
         if (!*uri)
             ret = fail(err, ENOMEM, "out of memory");
     } else {
@@ -349,7 +352,7 @@ int nbd_spawn_servers(int *argc, char ***argv, struct img_error *err)
         return ret;
     }
     *argc = n;
-    *argv = out;
+    *argv = words_left = out;
     return ret;
 }
 
@@ -381,4 +384,8 @@ void nbd_spawn_end(void)
         close(servers[i].done);
     }
     n_servers = 0;
+    while (n_uris)
+        free(uris[--n_uris]);
+    free(words_left);
+    words_left = NULL;
 }

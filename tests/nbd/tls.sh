@@ -73,6 +73,16 @@ tcp
 url="nbds://localhost:$port/?tls-certificates=$tmp/pki"
 nbdcopy "$url" copy.raw
 same "nbdcopy with certificates"
+rm copy.raw
+vimg convert -f raw -O raw "$url" copy.raw
+same "vimg with certificates"
+rm copy.raw
+vimg convert --object "$creds=client" --image-opts -O raw \
+    "driver=nbd,host=localhost,port=$port,tls-creds=t" copy.raw
+same "vimg with certificates by --object"
+! vimg convert --object "$creds=client" --image-opts -O raw \
+    "driver=nbd,host=127.0.0.1,port=$port,tls-creds=t" no.raw 2>/dev/null ||
+    die "a certificate of another name was taken"
 qemu-nbd -L -b localhost -p $port --object "$creds=client" --tls-creds t |
     grep -q "exports available: 1" || die "qemu-nbd -L"
 vimg-nbd -L -b localhost -p $port --object "$creds=client" --tls-creds t |
