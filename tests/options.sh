@@ -33,6 +33,18 @@ for c in '' $commands; do
         die "vimg $c: --help (-) and the manual page (+) differ"
 done
 
+# Every setting of every format stands in its part of vimg-formats(1).
+for f in raw qcow2 qcow vdi vmdk; do
+    vimg create -f $f -o help | sed -n 's/^  \([a-z0-9_]*\)=.*/\1/p' |
+        grep -v -x -e size -e backing_file -e backing_fmt >"$tmp/settings"
+    [ -s "$tmp/settings" ] || die "$f has no settings"
+    sed -n "/^=head2 $f\$/,/^=head2/p" "$srcdir/doc/vimg-formats.pod" |
+        grep '^=item' >"$tmp/page"
+    while read -r o; do
+        grep -q "[ ]$o=" "$tmp/page" || die "vimg-formats.pod: $f has $o"
+    done <"$tmp/settings"
+done
+
 # What qemu-img's own help shows is taken: every letter and long name.
 command -v qemu-img >/dev/null || exit 0
 qemu-img --help | sed -n '/^Command syntax:/,/^Command parameters:/p' |

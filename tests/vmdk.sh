@@ -257,6 +257,26 @@ quiet vimg convert -f raw -O vmdk -o target=esxi src.raw t.vmdk
 quiet vimg info -f vmdk t.vmdk
 grep -q 'create type: streamOptimized' log || die "target=esxi"
 grep -q 'adapterType: lsilogic' log || die "target=esxi"
+for p in esxi workstation virtualbox; do
+	rm -f t.vmdk u.vmdk
+	quiet vimg convert -f raw --target $p -o uuid=derived src.raw t.vmdk
+	same t.vmdk src.raw
+	quiet vimg info -f vmdk t.vmdk
+	case $p in
+	esxi) says='streamOptimized lsilogic' ;;
+	workstation) says='monolithicSparse lsilogic' ;;
+	virtualbox) says='monolithicSparse ide' ;;
+	esac
+	grep -q "create type: ${says% *}" log && grep -q "adapterType: ${says#* }" log ||
+		die "--target $p: $(cat log)"
+	[ $p = esxi ] && continue       # a stream is only converted to
+	quiet vimg create --target=$p u.vmdk 8M
+	quiet vimg check -f vmdk u.vmdk
+done
+fails vimg convert -f raw --target nonsense src.raw t2.vmdk
+fails vimg convert -f raw -O qcow2 --target esxi src.raw t2.vmdk
+fails vimg convert -f raw --target virtualbox -o zeroed_grain=on src.raw t2.vmdk
+fails vimg convert -f raw --target esxi -o subformat=vmfsSparse src.raw t2.vmdk
 fails vimg create -f vmdk -o target=esxi,subformat=twoGbMaxExtentSparse t2.vmdk 1M
 
 # Images of VMware, VirtualBox and QEMU, with known content.

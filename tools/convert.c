@@ -12,7 +12,7 @@
 
 static struct {
     struct open_how from, to;   /* to.format is -O */
-    const char *backing, *backing_format, *sparse, *rate, *threads;
+    const char *backing, *backing_format, *sparse, *rate, *threads, *product;
     struct option_list settings;
     bool compress, no_create, target_is_zero, bitmaps, skip_broken, salvage,
          out_of_order, copy_range, progress, quiet;
@@ -26,6 +26,7 @@ static const struct option_def options[] = {
     { OPTION_LIST, 'o', "target-options", "LIST",
       "settings of the target's format, key=value,...; \"-o help\" lists them",
       &args.settings },
+    SETTINGS_TARGET_ROW(&args.product),
     { OPTION_FLAG, 'c', "compress", NULL, "compress the target",
       &args.compress },
     { OPTION_TEXT, 'B', "backing", "BACKING",
@@ -315,6 +316,7 @@ static int run(int argc, char **argv)
     if (!settings_parse(&args.settings, SETTINGS_CREATE, &settings))
         return 1;
     create.allow_files = open_files_policy(&create.allow_dir);
+    settings_target(&settings, args.product, &args.to.format);
     if (settings.help)
         return settings_help(args.to.format ? args.to.format : "raw",
                              SETTINGS_CREATE, argc > 1);

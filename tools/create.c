@@ -10,7 +10,7 @@
 
 static struct {
     bool quiet, unsafe;
-    const char *format, *backing, *backing_format;
+    const char *format, *backing, *backing_format, *target;
     struct option_list settings;
     struct open_how how;        /* --object only */
 } args;
@@ -31,6 +31,7 @@ static const struct option_def options[] = {
     { OPTION_LIST, 'o', "options", "LIST",
       "settings of the format, key=value,...; \"-o help\" lists them",
       &args.settings },
+    SETTINGS_TARGET_ROW(&args.target),
     { OPTION_FLAG, 'q', "quiet", NULL, "print nothing but errors",
       &args.quiet },
     OPTIONS_OBJECT_ROW(&args.how.objects),
@@ -145,6 +146,7 @@ static int run(int argc, char **argv)
         !open_check(&args.how))
         return 1;
     opts.allow_files = open_files_policy(&opts.allow_dir);
+    settings_target(&settings, args.target, &args.format);
     if (settings.help)
         return settings_help(args.format ? args.format : "raw",
                              SETTINGS_CREATE, argc > 0);

@@ -76,6 +76,16 @@ bool settings_parse(const struct option_list *uses, enum settings_kind kind,
     return true;
 }
 
+void settings_target(struct settings *settings, const char *product,
+                     const char **format)
+{
+    if (!product)
+        return;
+    add(settings, format_text("target=%s", product));
+    if (!*format)
+        *format = "vmdk";
+}
+
 static const char *kind_of(const struct img_option_info *option)
 {
     static const struct { const char *ours, *shown; } kinds[] = {

@@ -25,6 +25,13 @@ enum settings_kind {
 /* false: the user was told.  Lives as long as the program. */
 bool settings_parse(const struct option_list *uses, enum settings_kind kind,
                     struct settings *settings);
+/* --target: the setting of that name, and VMDK where no format is given. */
+#define SETTINGS_TARGET_ROW(to) \
+    { OPTION_TEXT, 0, "target", "PRODUCT", \
+      "make a VMDK that esxi, workstation or virtualbox takes; the same as " \
+      "-o target=PRODUCT", (to) }
+void settings_target(struct settings *settings, const char *product,
+                     const char **format);
 /* "Supported qcow2 options: ..."; amend: only those that can be changed.
  * Returns the exit code. */
 int settings_help(const char *format, enum settings_kind kind, bool with_file);
