@@ -120,15 +120,19 @@ static uint8_t *keep(struct session *s, size_t len, bool *gone)
 
 /* ---- requests ---------------------------------------------------------- */
 
-/* Has it carried out by somebody who may wait: the crew, or else us. */
+/* Has it carried out by somebody who may wait: the crew, or else us.  Chunks
+ * of its reply that are in our buffer go out first: the last chunk, which the
+ * crew sends, ends the reply. */
 static bool hand_over(struct session *s, struct nbd_work *w)
 {
-    bool ok;
+    bool ok, begun = w->request.type == NBD_CMD_READ &&
+                     w->at != w->request.off;
 
     if (!s->alone && !s->crew)
         s->alone = !(s->crew = nbd_crew_new(&s->link));
     if (!s->alone) {
-        if (nbd_crew_is_full(s->crew, w) && !nbd_out_flush(&s->out)) {
+        if ((begun || nbd_crew_is_full(s->crew, w)) &&
+            !nbd_out_flush(&s->out)) {
             free(w->payload);
             return false;
         }

@@ -3,12 +3,17 @@
  *
  *   slow SOCKET structured|simple
  *   slow SOCKET stop PID
+ *   slow SOCKET order
  * The export is slow from its middle on: everything there takes 0.3 s.
  * For each kind of request one of those is sent, and then a read of the first
  * bytes: its reply must come first.
  *
  * stop: the server is told to end while it writes; the write is finished and
  * answered all the same, and then the connection ends.
+ *
+ * order: of a read that begins with what is at hand and goes on with what is
+ * not, the last chunk comes last.  The export is a qcow2 of 64 KiB clusters;
+ * every second one is compressed, the others are holes.
  */
 #include <signal.h>
 #include "raw.h"
@@ -79,6 +84,74 @@ static void stop(const char *path, pid_t server)
         FAIL("more than the answer");
 }
 
+/* The chunks of one reply; what belongs to other requests is counted. */
+static void all_chunks(int fd, uint64_t cookie, uint32_t want,
+                       unsigned *others)
+{
+    uint8_t h[NBD_CHUNK_SIZE], data[8], rest[4096];
+    uint32_t seen = 0;
+
+    for (;;) {
+        uint32_t len, n;
+
+        if (!raw_recv(fd, h, sizeof h) ||
+            nbd_get32(h) != NBD_CHUNK_MAGIC || nbd_get16(h + 6) & 0x8000)
+            FAIL("no good chunk");
+        len = nbd_get32(h + 16);
+        if (len && (len < 8 || !raw_recv(fd, data, 8)))
+            FAIL("short chunk");
+        len -= len ? 8 : 0;
+        if (nbd_get64(h + 8) == cookie) {
+            if (nbd_get16(h + 6) == NBD_REPLY_OFFSET_DATA) {
+                seen += len;
+            } else if (nbd_get16(h + 6) == NBD_REPLY_OFFSET_HOLE) {
+                raw_recv(fd, rest, 4);
+                seen += nbd_get32(rest);
+                len -= 4;
+            }
+        } else if (nbd_get16(h + 4) & NBD_REPLY_DONE) {
+            ++*others;
+        }
+        for (; len; len -= n) {
+            n = len < sizeof rest ? len : (uint32_t)sizeof rest;
+            raw_recv(fd, rest, n);
+        }
+        if (nbd_get64(h + 8) == cookie &&
+            (nbd_get16(h + 4) & NBD_REPLY_DONE)) {
+            if (seen != want)
+                FAIL("%u of %u bytes were there at the end", seen, want);
+            return;
+        }
+    }
+}
+
+static void order(const char *path)
+{
+    enum { PAIR = 128 << 10, PAIRS = 200, MORE = 60 };
+    int fd = raw_go(path, NBD_OPT_STRUCTURED_REPLY);
+    uint8_t burst[(MORE + 1) * NBD_REQUEST_SIZE];
+
+    for (unsigned i = 0; i < PAIRS; i++) {
+        unsigned others = 0;
+
+        for (unsigned k = 0; k <= MORE; k++) {
+            uint8_t *r = burst + k * NBD_REQUEST_SIZE;
+
+            memset(r, 0, NBD_REQUEST_SIZE);
+            nbd_put32(r, NBD_REQUEST_MAGIC);
+            nbd_put64(r + 8, k ? 1000 + k : i);
+            nbd_put64(r + 16, (uint64_t)i * PAIR);
+            nbd_put32(r + 24, k ? 512 : PAIR);
+        }
+        raw_send(fd, burst, sizeof burst);
+        all_chunks(fd, i, PAIR, &others);
+        while (others < MORE)
+            if (structured_reply(fd) > 1000)
+                others++;
+    }
+    close(fd);
+}
+
 int main(int argc, char **argv)
 {
     static const uint8_t query[] =
@@ -98,6 +171,10 @@ int main(int argc, char **argv)
         FAIL("slow SOCKET structured|simple");
     if (!strcmp(argv[2], "stop") && argc == 4) {
         stop(argv[1], (pid_t)atoi(argv[3]));
+        return 0;
+    }
+    if (!strcmp(argv[2], "order")) {
+        order(argv[1]);
         return 0;
     }
     structured = !strcmp(argv[2], "structured");

@@ -30,3 +30,14 @@ while [ -e "$pidfile" ]; do     # it goes when all is closed
     sleep 0.05
 done
 kill "$(cat "$tmp/kit.pid")"
+
+# What is at hand is sent before what has to be inflated.
+vimg create -q -f qcow2 "$tmp/mixed.qcow2" 25M
+i=0
+while [ $i -lt 200 ]; do
+    echo "write -c -P 7 $((i * 128 + 64))k 64k"
+    i=$((i + 1))
+done | vimg io -f qcow2 "$tmp/mixed.qcow2" >/dev/null
+serve -e 0 -f qcow2 "$tmp/mixed.qcow2"
+"$slow" "$sock" order
+stop_server
