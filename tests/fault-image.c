@@ -6,7 +6,7 @@
  * errors but leaks, and the rest of the disk is as it was.
  */
 #include "image-ops.h"
-#include "unit/fault_file.h"
+#include "shim.h"
 
 #include <dirent.h>
 
@@ -131,29 +131,33 @@ static int open_descriptors(void)
 }
 
 /* Looks at the disk without a fault. */
-static void look(struct img_disk *d, const struct config *c, struct fault *f,
+static void look(struct img_disk *d, const struct config *c, struct shim_fault *f,
                  bool everywhere, long n)
 {
-    long left = atomic_exchange(&f->left, 0);
+    shim_fault = NULL;
 
     if (everywhere)
         check_content(d, c, 0, c->size / SECTOR, n);
     else if (op_n)
         check_content(d, c, op_first, op_n, n);
-    atomic_store(&f->left, left);
+    shim_fault = f;
 }
 
 /* What a flush said is durable is in the file now, also after faults. */
 static void check_file(const struct config *c, long n)
 {
-    struct img_disk *d = open_image(in_scratch("image"), c, IMG_OPEN_NO_LOCK);
+    struct shim_fault *planned = shim_fault;
+    struct img_disk *d;
 
+    shim_fault = NULL;
+    d = open_image(in_scratch("image"), c, IMG_OPEN_NO_LOCK);
     check_content(d, c, 0, c->size / SECTOR, n);
     img_close(d, NULL);
+    shim_fault = planned;
 }
 
 /* Returns whether the fault came. */
-static bool one_run(const struct config *c, uint64_t seed, struct fault *f,
+static bool one_run(const struct config *c, uint64_t seed, struct shim_fault *f,
                     long n)
 {
     uint64_t state = seed * 77 + 5;
@@ -165,8 +169,8 @@ static bool one_run(const struct config *c, uint64_t seed, struct fault *f,
     memset(since, 0, sizeof since);
     f->seen = f->failed = f->left = 0;
     d = open_image(in_scratch("image"), c, IMG_OPEN_WRITE);
-    assert_int_equal(fault_wrap(d->chain->layers[0]->files[0], f), 0);
     f->left = n;
+    shim_fault = f;
     for (uint32_t i = 0; i < OPS; i++) {
         r = one_op(d, c, &state, i);
         if (r < 0 && !f->failed)
@@ -179,6 +183,7 @@ static bool one_run(const struct config *c, uint64_t seed, struct fault *f,
             check_file(c, n);
     }
     r = img_close(d, &err);
+    shim_fault = NULL;
     if (r < 0 && !f->failed)
         fail_msg("%s, fault %ld: closing: %s", c->name, n, err.message);
     if (r == 0) {
@@ -195,10 +200,10 @@ static bool one_run(const struct config *c, uint64_t seed, struct fault *f,
 static void test_faults(void **state)
 {
     const struct config *c = *state;
-    struct fault kinds[] = {
-        { .kinds = FAULT_ALL, .code = EIO },
-        { .kinds = FAULT_WRITE | FAULT_SPACE, .code = ENOSPC, .torn = true },
-        { .kinds = FAULT_CHANGE, .code = EIO, .for_ever = true },
+    struct shim_fault kinds[] = {
+        { .kinds = SHIM_FILES, .code = EIO },
+        { .kinds = SHIM_WRITE | SHIM_SPACE, .code = ENOSPC, .torn = true },
+        { .kinds = SHIM_CHANGE, .code = EIO, .for_ever = true },
     };
     const char *text = getenv("FAULT_SEEDS");
     uint64_t seeds = text ? strtoull(text, NULL, 10) : 1;

@@ -1,84 +1,99 @@
-/* The files that fail and the files that remember. */
+/* The calls that fail and the files that remember. */
 #include "unit.h"
-#include "fault_file.h"
-#include "record_file.h"
+#include "scratch.h"
+#include "file/file.h"
+#include "../record.h"
+#include "../shim.h"
 
-static struct img_file *in_memory(void)
+#include <errno.h>
+#include <fcntl.h>
+
+static struct img_file *new_file(void)
 {
     struct img_file *f;
     struct img_error err;
 
-    assert_ok(img_file_in_memory("mem", &f, &err), err);
+    unlink(in_scratch("file"));
+    assert_ok(img_file_open(in_scratch("file"),
+                            IMG_FILE_WRITE | IMG_FILE_CREATE, &f, &err), err);
     return f;
 }
 
-static int one_round(struct img_file *f, int *which)
+/* Which of these calls fails first; 4 = none. */
+static int one_round(struct img_file *f, struct img_error *err)
 {
-    struct img_error err = { 0 };
-    uint64_t size;
     char b[2048] = "new";
-    int r;
+    uint64_t size;
 
-    *which = 0;
-    r = img_file_pwrite(f, b, sizeof b, 0, &err);
-    if (r == 0 && ++*which)
-        r = img_file_pread(f, b, 3, 0, &err);
-    if (r == 0 && ++*which)
-        r = img_file_size(f, &size, &err);
-    if (r == 0 && ++*which)
-        r = img_file_zero(f, 4096, 100, 0, &err);
-    if (r == 0 && ++*which)
-        r = img_file_discard(f, 4096, 100, &err);
-    if (r == 0 && ++*which)
-        r = img_file_truncate(f, 5000, &err);
-    if (r == 0 && ++*which)
-        r = img_file_sync(f, &err);
-    if (r < 0)
-        assert_non_null(strstr(err.message, "mem: "));
-    return r;
+    if (img_file_pwrite(f, b, sizeof b, 0, err) < 0)
+        return 0;
+    if (img_file_pread(f, b, 3, 0, err) < 0)
+        return 1;
+    if (img_file_size(f, &size, err) < 0)
+        return 2;
+    return img_file_truncate(f, 5000, err) < 0 ? 3 : 4;
 }
 
 static void test_fault(void **state)
 {
-    struct fault t = { .kinds = FAULT_ALL, .code = ENOSPC };
-    struct img_file *f = in_memory();
-    int which;
+    struct shim_fault t = { .kinds = SHIM_FILES, .code = EFBIG };
+    struct img_file *f = new_file();
+    struct img_error err;
 
-    assert_int_equal(fault_wrap(f, &t), 0);
-    assert_int_equal(one_round(f, &which), 0);
-    assert_int_equal(t.seen, 7);
-    for (int i = 0; i < 7; i++) {
+    shim_fault = &t;
+    assert_int_equal(one_round(f, &err), 4);
+    assert_int_equal(t.seen, 4);
+    for (int i = 0; i < 4; i++) {
         t.left = i + 1;
-        assert_int_equal(one_round(f, &which), -ENOSPC);
-        assert_int_equal(which, i);
-        assert_int_equal(one_round(f, &which), 0);
+        assert_int_equal(one_round(f, &err), i);
+        assert_int_equal(err.code, EFBIG);
+        assert_non_null(strstr(err.message, "/file"));
+        assert_int_equal(one_round(f, &err), 4);
     }
-    t.left = 8;
-    assert_int_equal(one_round(f, &which), 0);
     t.for_ever = true;
-    t.kinds = FAULT_SYNC;
-    t.left = t.failed = 0;
-    assert_int_equal(one_round(f, &which), 0);
+    t.kinds = SHIM_SPACE;
     t.left = 1;
-    assert_int_equal(one_round(f, &which), -ENOSPC);
-    assert_int_equal(one_round(f, &which), -ENOSPC);
+    t.failed = 0;
+    assert_int_equal(one_round(f, &err), 3);
+    assert_int_equal(one_round(f, &err), 3);
+    shim_fault = NULL;
+    img_file_close(f);
+}
+
+/* Neither an interruption nor a part of the bytes is seen above. */
+static void test_unseen(void **state)
+{
+    struct shim_fault t = { .kinds = SHIM_READ | SHIM_WRITE, .code = EINTR };
+    struct img_file *f = new_file();
+    struct img_error err;
+
+    shim_fault = &t;
+    for (long i = 1; i <= 4; i++) {
+        t.code = i % 2 ? EINTR : 0;
+        t.left = (i + 1) / 2;
+        t.failed = 0;
+        assert_int_equal(one_round(f, &err), 4);
+        assert_int_equal(t.failed, 1);
+    }
+    shim_fault = NULL;
     img_file_close(f);
 }
 
 static void test_torn(void **state)
 {
-    struct fault t = { .kinds = FAULT_WRITE, .code = EIO, .torn = true,
+    struct shim_fault t = { .kinds = SHIM_WRITE, .code = EIO, .torn = true,
                        .left = 1 };
-    struct img_file *f = in_memory();
+    struct img_file *f = new_file();
     struct img_error err;
     uint64_t size;
     char b[2048];
 
     memset(b, 't', sizeof b);
-    assert_int_equal(fault_wrap(f, &t), 0);
+    shim_fault = &t;
     assert_int_equal(img_file_pwrite(f, b, sizeof b, 100, &err), -EIO);
     assert_ok(img_file_size(f, &size, &err), err);
     assert_int_equal(size, 1124);
+    shim_fault = NULL;
     img_file_close(f);
 }
 
@@ -107,10 +122,13 @@ static bool no_length(void *opaque, size_t entry, int64_t sector)
 static void expect(struct record *r, size_t n, record_choose_fn *choose,
                    uint64_t len, const char *at_sectors)
 {
+    struct record_point point;
     uint8_t *data;
     uint64_t got;
 
-    assert_int_equal(record_state(r, 0, n, choose, NULL, &data, &got), 0);
+    record_point_begin(&point, r, 0, n);
+    record_state(&point, choose, NULL, &data, &got);
+    record_point_end(&point);
     assert_int_equal(got, len);
     for (uint64_t i = 0; at_sectors[i]; i++)
         assert_int_equal(data[i * 512 + 511],
@@ -120,21 +138,23 @@ static void expect(struct record *r, size_t n, record_choose_fn *choose,
 
 static void test_record(void **state)
 {
-    struct img_file *f = in_memory();
+    struct img_file *f = new_file();
     struct record r;
     char b[2048];
 
     memset(b, 'a', sizeof b);
     assert_int_equal(img_file_pwrite(f, b, 2048, 0, NULL), 0);
     record_begin(&r);
-    assert_int_equal(record_wrap(f, &r), 0);
+    record_watch(&r, in_scratch("file"));
+    shim_record = &r;
     memset(b, 'b', sizeof b);
     assert_int_equal(img_file_pwrite(f, b, 1024, 512, NULL), 0);
     assert_int_equal(img_file_sync(f, NULL), 0);
     memset(b, 'c', sizeof b);
     assert_int_equal(img_file_pwrite(f, b, 2048, 1024, NULL), 0);
     assert_int_equal(img_file_discard(f, 0, 512, NULL), 0);
-    assert_int_equal(img_file_zero(f, 3072, 512, 0, NULL), 0);
+    memset(b, 0, sizeof b);
+    assert_int_equal(img_file_pwrite(f, b, 512, 3072, NULL), 0);
     assert_int_equal(img_file_truncate(f, 1536, NULL), 0);
     assert_int_equal(r.n, 6);
 
@@ -154,19 +174,22 @@ static void test_record(void **state)
     assert_int_equal(img_file_sync(f, NULL), 0);
     expect(&r, 7, none, 1536, ".bc");
     img_file_close(f);
+    shim_record = NULL;
     record_end(&r);
 }
 
 /* With everything chosen the replay is what the file is. */
 static void test_replay(void **state)
 {
-    struct img_file *f = in_memory();
+    struct img_file *f = new_file();
+    struct record_point point;
     struct record r;
     uint64_t seed = 3, size, len;
     uint8_t b[9000], *data;
 
     record_begin(&r);
-    assert_int_equal(record_wrap(f, &r), 0);
+    record_watch(&r, in_scratch("file"));
+    shim_record = &r;
     for (int i = 0; i < 300; i++) {
         uint64_t off = unit_random(&seed) % 50000;
         uint32_t n = unit_random(&seed) % sizeof b + 1;
@@ -181,7 +204,9 @@ static void test_replay(void **state)
         }
         if (i % 10)
             continue;
-        assert_int_equal(record_state(&r, 0, r.n, all, NULL, &data, &len), 0);
+        record_point_begin(&point, &r, 0, r.n);
+        record_state(&point, all, NULL, &data, &len);
+        record_point_end(&point);
         assert_int_equal(img_file_size(f, &size, NULL), 0);
         assert_int_equal(size, len);
         for (uint64_t at = 0; at < size; at += sizeof b) {
@@ -191,6 +216,7 @@ static void test_replay(void **state)
         free(data);
     }
     img_file_close(f);
+    shim_record = NULL;
     record_end(&r);
 }
 
@@ -198,10 +224,12 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_fault),
+        cmocka_unit_test(test_unseen),
         cmocka_unit_test(test_torn),
         cmocka_unit_test(test_record),
         cmocka_unit_test(test_replay),
     };
 
-    return cmocka_run_group_tests_name("wrapped", tests, NULL, NULL);
+    return cmocka_run_group_tests_name("shim", tests, scratch_begin,
+                                       scratch_end);
 }
