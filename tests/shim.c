@@ -58,17 +58,17 @@ static bool is_file(int fd)
 
 /* ---- reading and writing ----------------------------------------------- */
 
-/* The first half of iov, whole sectors if there are any, in at most max
- * pieces. */
-static int half_of(const struct iovec *iov, int n, struct iovec *part,
-                   int max)
+/* The first half of iov, in at most max pieces: whole sectors, unless only a
+ * count is short. */
+static int half_of(const struct iovec *iov, int n, bool sectors,
+                   struct iovec *part, int max)
 {
     size_t total = 0, half;
     int k = 0;
 
     for (int i = 0; i < n; i++)
         total += iov[i].iov_len;
-    half = total > 1024 ? total / 2 / 512 * 512 : total / 2;
+    half = sectors ? total / 2 / 512 * 512 : total / 2;
     for (int i = 0; i < n && i < max && half; i++) {
         part[k] = iov[i];
         if (part[k].iov_len > half)
@@ -87,7 +87,7 @@ static ssize_t moved(long call, int fd, const struct iovec *iov, int n,
     if (!is_file(fd) || !is_due(kind))
         return syscall(call, fd, iov, n, off, 0);
     if (!shim_fault->code || (shim_fault->torn && kind == SHIM_WRITE))
-        k = half_of(iov, n, part, 16);
+        k = half_of(iov, n, shim_fault->code, part, 16);
     if (!shim_fault->code)
         return k ? syscall(call, fd, part, k, off, 0)
                  : syscall(call, fd, iov, n, off, 0);

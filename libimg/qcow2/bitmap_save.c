@@ -15,14 +15,19 @@
 #include <stdlib.h>
 #include <string.h>
 
+struct freeing {
+    struct qcow2 *q;
+    struct img_error *err;
+};
+
 static int free_old(void *opaque, uint64_t off, uint64_t len)
 {
-    struct qcow2 *q = opaque;
+    const struct freeing *f = opaque;
     int r;
 
-    img_lock(&q->lock);
-    r = img_qcow2_free_later(q, off, len, true, NULL);
-    img_unlock(&q->lock);
+    img_lock(&f->q->lock);
+    r = img_qcow2_free_later(f->q, off, len, true, f->err);
+    img_unlock(&f->q->lock);
     return r;
 }
 
@@ -155,12 +160,13 @@ static int remember(struct qcow2 *q, struct old *old, struct img_error *err)
 static int forget_old(struct qcow2 *q, const struct old *old,
                       struct img_error *err)
 {
+    struct freeing f = { q, err };
     int r = 0;
 
     for (uint32_t i = 0; i < old->n && r == 0; i++)
-        r = img_qcow2_bitmap_visit(q, &old->list[i], free_old, q, err);
+        r = img_qcow2_bitmap_visit(q, &old->list[i], free_old, &f, err);
     if (r == 0 && old->directory_len)
-        r = free_old(q, old->directory_off, old->directory_len);
+        r = free_old(&f, old->directory_off, old->directory_len);
     return r;
 }
 
@@ -213,6 +219,7 @@ int img_qcow2_bitmap_remove(struct qcow2 *q, struct qcow2_bitmap *b,
 {
     struct qcow2_bitmaps *m = q->bitmaps;
     struct qcow2_bitmap gone = *b;
+    struct freeing f = { q, err };
     int r;
 
     memmove(b, b + 1, (size_t)(&m->list[m->n] - (b + 1)) * sizeof *b);
@@ -221,7 +228,7 @@ int img_qcow2_bitmap_remove(struct qcow2 *q, struct qcow2_bitmap *b,
     img_qcow2_bitmaps_update(q);
     r = img_qcow2_bitmaps_save(q, err);
     if (r == 0)
-        r = img_qcow2_bitmap_visit(q, &gone, free_old, q, err);
+        r = img_qcow2_bitmap_visit(q, &gone, free_old, &f, err);
     if (r == 0)
         r = img_qcow2_settle(q, err);
     img_qcow2_bitmap_free(&gone);

@@ -373,37 +373,46 @@ static int apply(struct qcow2 *q, const struct qcow2_snapshot *s,
 enum verb { CREATE, APPLY, REMOVE };
 
 static int run(struct qcow2 *q, enum verb verb, const char *name,
-               struct img_error *err)
+               const struct qcow2_snapshot *s, struct img_error *err)
 {
-    struct qcow2_snapshot *s = NULL;
-
-    if (verb == CREATE)
+    switch (verb) {
+    case CREATE:
         return create(q, name, err);
-    s = (struct qcow2_snapshot *)img_qcow2_snapshot_find(q, name);
-    if (!s)
-        return img_fail(err, ENOENT, "%s: Can't find the snapshot '%s'",
-                        q->layer->path, name);
-    return verb == APPLY ? apply(q, s, err) : remove_entry(q, s, err);
+    case APPLY:
+        return apply(q, s, err);
+    default:
+        return remove_entry(q, (struct qcow2_snapshot *)s, err);
+    }
 }
 
 static int snapshot(struct img_layer *layer, enum verb verb,
                     const char *name, struct img_error *err)
 {
     struct qcow2 *q = img_qcow2_of(layer);
+    const struct qcow2_snapshot *s = NULL;
     uint64_t size = q->h.size;
-    int r = img_qcow2_settle(q, err), end;
+    int r, flags = 0, end;
 
+    if (verb != CREATE)
+        s = img_qcow2_snapshot_find(q, name);
+    if (verb != CREATE && !s)
+        return img_fail(err, ENOENT, "%s: Can't find the snapshot '%s'",
+                        q->layer->path, name);
+    r = img_qcow2_settle(q, err);
     if (r == 0 && verb == APPLY)
         r = img_qcow2_touch(layer, 0, size, err);
     if (r == 0)
         r = img_qcow2_share_mark(q, true, err);
     if (r < 0)
         return img_qcow2_result(q, r);
-    r = run(q, verb, name, err);
+    r = run(q, verb, name, s, err);
     if (r == 0 && q->h.size != size)
         r = img_qcow2_bitmaps_resize(q, q->h.size, err);
+    /* The mark goes only when the flags are known to be right. */
+    if (r < 0)
+        flags = img_qcow2_share_flags(q, NULL);
     end = img_qcow2_settle(q, r < 0 ? NULL : err);
-    if (end == 0)
+    if (end == 0 && flags == 0)
         end = img_qcow2_share_mark(q, false, r < 0 ? NULL : err);
     return img_qcow2_result(q, r < 0 ? r : end);
 }

@@ -1,0 +1,191 @@
+#!/usr/bin/env python3
+"""Every command of vimg when a system call or an allocation fails.
+
+For each row of the table the n-th call fails, for n = 1, 2, 3 ... until the
+command gets through (tests/shim.c, preloaded).  Then: an error message and
+exit status 1, or success and the right result; never a signal; the target is
+old or new, never half; the source is as it was; no file is left behind.
+
+  FAULT_STEP=n   only every n-th call (1 = all)
+"""
+import hashlib
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+
+STEP = int(os.environ.get("FAULT_STEP", "9"))
+SHIM = os.path.abspath("tests/.libs/shim.so")
+VIMG = os.path.abspath(".libs/vimg")
+FILES, CHANGE, MEMORY = 63, 14, 64
+EIO, ENOSPC, EINTR, ENOMEM = 5, 28, 4, 12
+
+# kinds, errno (0 = a part is done), for ever, may it be noticed?
+KINDS = [
+    ("EIO", FILES, EIO, "", True),
+    ("ENOSPC for ever", CHANGE, ENOSPC, ":ever", True),
+    ("EINTR", 15, EINTR, "", False),
+    ("a part", 3, 0, "", False),
+    ("no memory", MEMORY, ENOMEM, "", True),
+]
+
+# name, command, which file it changes (None: none), what it prints matters
+ROWS = [
+    ("create", "create -q -f qcow2 new.qcow2 1M", "new.qcow2"),
+    ("create over a base",
+     "create -q -f qcow2 -b base.raw -F raw new.qcow2", "new.qcow2"),
+    ("create vmdk", "create -q -f vmdk new.vmdk 1M", "new.vmdk"),
+    ("create vdi", "create -q -f vdi new.vdi 1M", "new.vdi"),
+    ("info", "info --output=json top.qcow2", None),
+    ("check", "check -q top.qcow2", None),
+    ("map", "map --output=json top.qcow2", None),
+    ("measure", "measure -O qcow2 top.qcow2", None),
+    ("compare", "compare -q top.qcow2 same.qcow2", None),
+    ("convert", "convert -O qcow2 top.qcow2 new.qcow2", "new.qcow2"),
+    ("convert compressed", "convert -c -O qcow2 top.qcow2 new.qcow2",
+     "new.qcow2"),
+    ("convert over a file", "convert -O raw top.qcow2 old.raw", "old.raw"),
+    ("convert to vmdk", "convert -O vmdk top.qcow2 new.vmdk", "new.vmdk"),
+    ("convert to a stream", "convert -O vmdk -o subformat=streamOptimized "
+     "top.qcow2 new.vmdk", "new.vmdk"),
+    ("convert to vdi", "convert -O vdi top.qcow2 new.vdi", "new.vdi"),
+    ("dd", "dd -O raw bs=64k if=top.qcow2 of=new.raw", "new.raw"),
+    ("rebase", "rebase -b other.raw -F raw top.qcow2", "top.qcow2"),
+    ("commit", "commit -q top.qcow2", "top.qcow2"),
+    ("resize", "resize -q top.qcow2 2M", "top.qcow2"),
+    ("snapshot", "snapshot -c now plain.qcow2", "plain.qcow2"),
+    ("amend", "amend -o lazy_refcounts=on plain.qcow2", "plain.qcow2"),
+    ("bitmap", "bitmap --add plain.qcow2 b", "plain.qcow2"),
+    ("write", "io -c 'write -P 9 0 128k' -c flush plain.qcow2",
+     "plain.qcow2"),
+]
+
+
+def vimg(command, check=True, **more):
+    return subprocess.run(["sh", "-c", "exec '%s' %s" % (VIMG, command)],
+                          check=check, capture_output=True, text=True, **more)
+
+
+def make_files(folder):
+    os.chdir(folder)
+    for name, seed in (("base.raw", b"b"), ("other.raw", b"o"),
+                       ("old.raw", b"x")):
+        with open(name, "wb") as f:
+            f.write(hashlib.sha256(seed).digest() * 8192)
+    vimg("create -q -f qcow2 -b base.raw -F raw top.qcow2 1M")
+    vimg("io -c 'write -P 3 64k 200k' -c 'write -z 512k 128k' "
+         "-c 'write -c -P 5 768k 64k' top.qcow2")
+    vimg("convert -O qcow2 top.qcow2 same.qcow2")
+    vimg("convert -O qcow2 base.raw plain.qcow2")
+
+
+def guest(name):
+    """What the guest sees; None: there is no such file."""
+    if not os.path.exists(name):
+        return None
+    out = tempfile.mktemp(dir=os.path.dirname(os.getcwd()))
+    r = vimg("convert -O raw '%s' '%s'" % (name, out), check=False)
+    if r.returncode:
+        return "unreadable: " + r.stderr
+    with open(out, "rb") as f:
+        h = hashlib.sha256(f.read()).hexdigest()
+    os.unlink(out)
+    return h
+
+
+def raw_digests():
+    return {n: hashlib.sha256(open(n, "rb").read()).hexdigest()
+            for n in sorted(os.listdir("."))}
+
+
+class Run:
+    def __init__(self, saved):
+        self.saved, self.count, self.came = saved, 0, 0
+
+    def restore(self):
+        for n in os.listdir("."):
+            os.unlink(n)
+        for n in os.listdir(self.saved):
+            shutil.copyfile(os.path.join(self.saved, n), n)
+
+    def once(self, row, kind, n, old, new, files):
+        """Returns whether the fault came."""
+        name, command, target = row
+        what, kinds, code, ever, seen = kind
+        report = os.path.join(os.path.dirname(self.saved), "report")
+        self.restore()
+        before = raw_digests()
+        env = dict(os.environ, LD_PRELOAD=SHIM, SHIM_REPORT=report,
+                   SHIM_FAULT="%d:%d:%d%s" % (kinds, code, n, ever))
+        open(report, "w").close()
+        r = vimg(command, check=False, env=env, timeout=120)
+        came = int(open(report).read() or 1) > 0
+        where = "%s, %s %d" % (name, what, n)
+        self.count += 1
+        self.came += came
+        if r.returncode < 0 or r.returncode > 4:
+            sys.exit("%s: exit status %d %s" % (where, r.returncode,
+                                                r.stderr))
+        if r.returncode and not r.stderr.strip():
+            sys.exit("%s: failed without a word" % where)
+        if r.returncode and (not came or not seen):
+            sys.exit("%s: failed: %s" % (where, r.stderr))
+        for f, h in before.items():
+            if f == target or (name == "commit" and f == "base.raw"):
+                continue
+            if raw_digests().get(f) != h:
+                sys.exit("%s: %s has changed" % (where, f))
+        extra = set(os.listdir(".")) - set(before) - files
+        if extra:
+            sys.exit("%s: %s is left behind" % (where, extra))
+        if target:
+            got = guest(target)
+            if got not in ((new,) if not r.returncode else (old, new)):
+                if name != "write" or r.returncode == 0:
+                    sys.exit("%s (exit %d): %s is neither old nor new: %s" %
+                             (where, r.returncode, target, got))
+            if target.endswith("qcow2") and os.path.exists(target):
+                r = vimg("check -q '%s'" % target, check=False)
+                if r.returncode not in (0, 3):
+                    r = vimg("check -r all '%s'" % target, check=False)
+                    if "OFLAG_COPIED" not in r.stdout + r.stderr:
+                        sys.exit("%s: %s %s" % (where, r.stdout, r.stderr))
+        return came
+
+    def row(self, row):
+        name, command, target = row
+        self.restore()
+        was = set(os.listdir("."))
+        old = guest(target) if target else None
+        vimg(command)
+        new = guest(target) if target else None
+        files = set(os.listdir(".")) - was
+        for kind in KINDS:
+            for n in itertools.count(1, STEP):
+                if not self.once(row, kind, n, old, new, files):
+                    break
+
+
+def main():
+    if "asan" in os.environ.get("LD_PRELOAD", "") or not os.path.exists(SHIM):
+        return 77
+    only = sys.argv[1:]
+    with tempfile.TemporaryDirectory() as top:
+        saved, work = os.path.join(top, "saved"), os.path.join(top, "work")
+        os.mkdir(saved)
+        os.mkdir(work)
+        make_files(saved)
+        os.chdir(work)
+        run = Run(saved)
+        for row in ROWS:
+            if not only or row[0] in only:
+                run.row(row)
+        print("%d runs of %d commands, %d of them with a fault" %
+              (run.count, len(only or ROWS), run.came))
+        os.chdir("/")
+    return 0
+
+
+sys.exit(main())
