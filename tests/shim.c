@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,6 +34,8 @@ static bool is_due(unsigned kind)
     now = left == 1 || (left == 0 && t->for_ever && t->failed);
     if (now)
         atomic_fetch_add(&t->failed, 1);
+    if (now && t->code == SHIM_KILL)
+        kill(getpid(), SIGKILL);
     return now;
 }
 

@@ -15,12 +15,15 @@ enum {
     SHIM_NAME = 32,             /* open, link, rename, unlink */
     SHIM_MEMORY = 64,
     SHIM_CHANGE = SHIM_WRITE | SHIM_SYNC | SHIM_SPACE,
-    SHIM_FILES = 63
+    SHIM_FILES = 63,
+
+    SHIM_KILL = -9              /* for a code */
 };
 
 struct shim_fault {
     unsigned kinds;             /* SHIM_*: what counts */
-    int code;                   /* errno; 0 = only a part is done */
+    int code;                   /* errno; 0 = only a part is done, KILL =
+                                   kill -9 before it */
     bool for_ever;              /* everything after it fails, too */
     bool torn;                  /* of a write that fails half is done */
     atomic_long left;           /* the call that fails: 1 = next; 0 = none */

@@ -15,6 +15,7 @@
 #include "base/error.h"
 #include "base/cleanup.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <libgen.h>
 #include <limits.h>
@@ -175,6 +176,49 @@ static int keep_owner(struct img_output *out, struct img_error *err)
     return keep_mode(out, err);
 }
 
+/* ---- what killed runs left --------------------------------------------- */
+
+/* .NAME.0123456789abcdef.part, as random_name makes them. */
+static bool is_ours(const char *entry, const char *name)
+{
+    size_t len = strlen(name) < 200 ? strlen(name) : 200;
+
+    return entry[0] == '.' && !strncmp(entry + 1, name, len) &&
+           entry[1 + len] == '.' &&
+           strspn(entry + 2 + len, "0123456789abcdef") == 16 &&
+           !strcmp(entry + 18 + len, ".part");
+}
+
+/* A file that is being written is locked.  Only a regular file is opened, and
+ * nothing is changed but its name, so whatever else it is stays. */
+static void remove_stray(int folder, const char *entry)
+{
+    int fd = openat(folder, entry, O_RDWR | O_CLOEXEC | O_NOFOLLOW |
+                    O_NONBLOCK);
+    struct img_file *file;
+
+    if (fd < 0 || img_file_from_fd(fd, entry, IMG_FILE_WRITE, &file, NULL) < 0)
+        return;
+    if (!file->is_device && img_file_lock(file, IMG_PERM_WRITE, 0, NULL) == 0)
+        unlinkat(folder, entry, 0);
+    img_file_close(file);
+}
+
+static void remove_strays(const struct img_output *out)
+{
+    const char *name = strrchr(out->path, '/') + 1;
+    DIR *folder = opendir(out->folder);
+    struct dirent *e;
+
+    if (!folder)
+        return;
+    while ((e = readdir(folder)))
+        if (is_ours(e->d_name, name) &&
+            (!out->temp || strcmp(strrchr(out->temp, '/') + 1, e->d_name)))
+            remove_stray(dirfd(folder), e->d_name);
+    closedir(folder);
+}
+
 static bool has_proc(void)
 {
     return access("/proc/self/fd", X_OK) == 0;
@@ -202,7 +246,13 @@ static int open_beside(struct img_output *out, unsigned file_flags,
         return img_fail_errno(err, code, "Could not create '%s'", out->path);
     }
     r = img_file_from_fd(fd, out->path, file_flags, &out->file, err);
-    return r < 0 ? r : keep_mode(out, err);
+    if (r == 0)
+        r = img_file_lock(out->file, IMG_PERM_WRITE | IMG_PERM_RESIZE, 0,
+                          err);
+    if (r < 0)
+        return r;
+    remove_strays(out);
+    return keep_mode(out, err);
 }
 
 /* Is the file mounted by itself, as containers do?  Then its name cannot be
