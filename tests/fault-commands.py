@@ -16,6 +16,7 @@ import hashlib
 import itertools
 import os
 import random
+import shlex
 import shutil
 import subprocess
 import sys
@@ -71,9 +72,11 @@ ROWS = [
 ]
 
 
+os.environ["LD_LIBRARY_PATH"] = os.path.abspath(".libs")
+
+
 def vimg(command, check=True, **more):
-    return subprocess.run(["sh", "-c", "exec '%s' %s" % (VIMG, command)],
-                          check=check, capture_output=True, text=True, **more)
+    return subprocess.run([VIMG] + shlex.split(command), check=check, capture_output=True, text=True, **more)
 
 
 def make_files(folder):
@@ -197,8 +200,7 @@ class Run:
             self.restore()
             before = raw_digests()
             p = subprocess.Popen(
-                ["sh", "-c", "exec '%s' %s" % (VIMG, row[1])],
-                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                [VIMG] + shlex.split(row[1]), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             time.sleep(random.random() * took)
             p.kill()
             p.wait()

@@ -8,6 +8,7 @@
 #include "shim.h"
 
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +17,12 @@
 
 static struct shim_fault fault;
 static int report = -1;
+
+/* A child counts for itself, and nobody would know. */
+static void in_child(void)
+{
+    shim_fault = NULL;
+}
 
 __attribute__((constructor)) static void begin(void)
 {
@@ -30,6 +37,7 @@ __attribute__((constructor)) static void begin(void)
         report = (int)syscall(SYS_openat, AT_FDCWD, file,
                               O_WRONLY | O_CREAT | O_TRUNC, 0600);
     atomic_store(&fault.left, n);
+    pthread_atfork(NULL, NULL, in_child);
     shim_fault = &fault;
 }
 
