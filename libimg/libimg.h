@@ -517,6 +517,8 @@ struct img_check_options {
     unsigned repair;            /* 0, IMG_REPAIR_LEAKS, IMG_REPAIR_ALL */
     img_warn_fn *report;        /* each finding, one line */
     void *report_opaque;
+    uint64_t memory;            /* for counting, at most; 0 = 256 MiB.  What
+                                   does not fit takes further passes */
 };
 #define IMG_CHECK_OPTIONS { .size = sizeof(struct img_check_options) }
 

@@ -2,6 +2,7 @@
 #include "open.h"
 #include "progress.h"
 #include "show.h"
+#include "size.h"
 #include "vimg.h"
 
 #include <inttypes.h>
@@ -12,7 +13,8 @@ enum { CLEAN = 0, FAILED = 1, CORRUPT = 2, LEAKS = 3, UNSUPPORTED = 63 };
 
 static struct {
     struct open_how how;
-    const char *output, *repair;
+    const char *output, *repair, *memory;
+    uint64_t memory_bytes;
     bool quiet;
 } args;
 
@@ -22,6 +24,9 @@ static const struct option_def options[] = {
       "leaks: give back space that nothing uses; all: mend everything",
       &args.repair },
     { OPTION_TEXT, 0, "output", "HOW", "human or json", &args.output },
+    { OPTION_TEXT, 0, "memory", "SIZE",
+      "count references within this much memory; 256M by default",
+      &args.memory },
     { OPTION_FLAG, 'q', "quiet", NULL, "print nothing but errors",
       &args.quiet },
     OPEN_CACHE_ROW('T', "cache", &args.how),
@@ -33,10 +38,29 @@ static const struct option_def options[] = {
     { 0 }
 };
 
-static void report(void *opaque, const char *line)
+/* A leaking image has millions of findings. */
+static struct {
+    char text[65536];
+    size_t used;
+} lines;
+
+static void show_lines(void)
 {
     fflush(stdout);
-    fprintf(stderr, "%s\n", line);
+    fwrite(lines.text, 1, lines.used, stderr);
+    lines.used = 0;
+}
+
+static void report(void *opaque, const char *line)
+{
+    size_t len = strlen(line);
+
+    if (len + 1 > sizeof lines.text - lines.used)
+        show_lines();
+    len = len < sizeof lines.text ? len : sizeof lines.text - 1;
+    memcpy(lines.text + lines.used, line, len);
+    lines.text[lines.used + len] = '\n';
+    lines.used += len + 1;
 }
 
 static void show_text(const struct img_check_result *r)
@@ -99,8 +123,10 @@ static int pass(struct img_disk *disk, unsigned repair,
 
     opts.repair = repair;
     opts.report = report;
+    opts.memory = args.memory_bytes;
     *result = (struct img_check_result){ 0 };
     r = img_check(disk, &opts, progress_begin(false), result, &err);
+    show_lines();
     progress_end(r == 0);
     if (r < 0)
         complain("Check failed: %s", err.message);
@@ -152,6 +178,9 @@ static int run(int argc, char **argv)
             return usage_error("Unknown option value for -r (expecting "
                                "'leaks' or 'all'): %s", args.repair);
     }
+    if (args.memory && !size_argument(args.memory, "memory size",
+                                      &args.memory_bytes))
+        return FAILED;
     if (argc != 1)
         return usage_error("Expecting one image file name");
     if (!open_check(&args.how))

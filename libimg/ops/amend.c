@@ -1,7 +1,7 @@
 /* Amending: the backing file and the size have functions of their own, the
  * rest is the format's. */
 #include "core/disk.h"
-#include "ops/team.h"
+#include "base/team.h"
 #include "base/error.h"
 #include "base/strings.h"
 

@@ -1,6 +1,6 @@
 /* Checking and repairing: alone on the disk, then the format's work. */
 #include "core/disk.h"
-#include "ops/team.h"
+#include "base/team.h"
 #include "base/error.h"
 #include "base/options.h"
 

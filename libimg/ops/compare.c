@@ -7,7 +7,7 @@
  * offset is finished before they end.
  */
 #include "core/disk.h"
-#include "ops/team.h"
+#include "base/team.h"
 #include "ops/source.h"
 #include "base/checked.h"
 #include "base/error.h"

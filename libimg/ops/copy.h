@@ -7,7 +7,7 @@
  */
 #ifndef IMG_OPS_COPY_H
 #define IMG_OPS_COPY_H
-#include "ops/team.h"
+#include "base/team.h"
 #include "ops/source.h"
 #include "codec/codec.h"
 

@@ -1,7 +1,7 @@
 /* Measuring: how large would the image be?  Counts the clusters that are not
  * zeros, by the map alone, and asks the target's format. */
 #include "core/disk.h"
-#include "ops/team.h"
+#include "base/team.h"
 #include "ops/source.h"
 #include "base/checked.h"
 #include "base/error.h"

@@ -4,6 +4,7 @@
  * are counted as qemu-img counts them, so that scripts see the same numbers.
  */
 #include "qcow2/check.h"
+#include "base/bytes.h"
 #include "base/checked.h"
 #include "base/error.h"
 #include "file/file.h"
@@ -11,6 +12,18 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+enum { MEMORY = 256 << 20 };    /* for counting, unless more is asked for */
+
+static void tell(struct qcow2_checking *c, uint64_t *counter,
+                 const char *line)
+{
+    img_lock(&c->lock);
+    ++*counter;
+    if (c->opts->report)
+        c->opts->report(c->opts->report_opaque, line);
+    img_unlock(&c->lock);
+}
 
 void img_qcow2_finding(struct qcow2_checking *c, uint64_t *counter,
                        const char *fmt, ...)
@@ -20,154 +33,202 @@ void img_qcow2_finding(struct qcow2_checking *c, uint64_t *counter,
 
     if (c->quiet)
         return;
-    ++*counter;
-    if (!c->opts->report)
-        return;
     va_start(ap, fmt);
     vsnprintf(line, sizeof line, fmt, ap);
     va_end(ap);
-    c->opts->report(c->opts->report_opaque, line);
-}
-
-int img_qcow2_check_progress(struct qcow2_checking *c, struct img_error *err)
-{
-    c->done++;
-    if (!c->job || !c->job->progress || (c->done & 63))
-        return 0;
-    if (c->job->progress(c->job->opaque, IMG_MIN(c->done, c->total),
-                         c->total))
-        return img_fail(err, ECANCELED, "%s: check was cancelled",
-                        c->q->layer->path);
-    return 0;
+    tell(c, counter, line);
 }
 
 /* ---- comparison -------------------------------------------------------- */
 
-static void compare_one(struct qcow2_checking *c, uint64_t cluster,
-                        uint64_t stored)
+static char *put_text(char *to, const char *text)
 {
-    uint64_t counted = c->counted[cluster];
+    size_t len = strlen(text);
 
-    if (stored == 1)
-        c->single[cluster / 8] |= (uint8_t)(1u << cluster % 8);
-    if (stored || counted)
-        c->result->end_offset = (cluster + 1) << c->q->cluster_bits;
-    if (stored == counted)
-        return;
-    if (stored < counted)
-        img_qcow2_finding(c, &c->result->errors,
-                          "ERROR cluster %llu refcount=%llu reference=%llu",
-                          (unsigned long long)cluster,
-                          (unsigned long long)stored,
-                          (unsigned long long)counted);
-    else
-        img_qcow2_finding(c, &c->result->leaks,
-                          "Leaked cluster %llu refcount=%llu reference=%llu",
-                          (unsigned long long)cluster,
-                          (unsigned long long)stored,
-                          (unsigned long long)counted);
+    memcpy(to, text, len);
+    return to + len;
 }
 
-/* The common width, without a call for each. */
-static void compare_block16(struct qcow2_checking *c, uint64_t first,
-                            uint64_t n)
+static char *put_number(char *to, uint64_t v)
 {
-    for (uint64_t i = 0; i < n; i++) {
-        uint32_t stored = (uint32_t)c->table[i * 2] << 8 |
-                          c->table[i * 2 + 1];
+    char digits[20];
+    size_t n = sizeof digits;
 
-        if (stored == 1 && c->counted[first + i] == 1) {
-            c->single[(first + i) / 8] |= (uint8_t)(1u << (first + i) % 8);
-            c->result->end_offset = (first + i + 1) << c->q->cluster_bits;
-        } else if (stored | c->counted[first + i]) {
-            compare_one(c, first + i, stored);
-        }
-    }
+    do {
+        digits[--n] = (char)('0' + v % 10);
+        v /= 10;
+    } while (v);
+    memcpy(to, digits + n, sizeof digits - n);
+    return to + sizeof digits - n;
+}
+
+/* There may be millions of these, so that they are put together by hand. */
+static void wrong_count(struct qcow2_checking *c, uint64_t cluster,
+                        uint64_t stored, uint64_t counted)
+{
+    bool leak = stored > counted;
+    char line[128], *at = line;
+
+    if (c->quiet)
+        return;
+    at = put_text(at, leak ? "Leaked cluster " : "ERROR cluster ");
+    at = put_number(at, cluster);
+    at = put_text(at, " refcount=");
+    at = put_number(at, stored);
+    at = put_text(at, " reference=");
+    at = put_number(at, counted);
+    *at = '\0';
+    ++*(leak ? &c->result->leaks : &c->result->errors);
+    if (c->opts->report)        /* no other thread works now */
+        c->opts->report(c->opts->report_opaque, line);
+}
+
+static void compare_one(struct qcow2_checking *c, uint64_t cluster,
+                        uint64_t stored, bool has_block)
+{
+    uint64_t counted = img_qcow2_counted(c, cluster);
+
+    if (stored || counted)
+        c->result->end_offset = (cluster + 1) << c->q->cluster_bits;
+    if (counted && !has_block)
+        c->no_block = true;
+    if (stored != counted)
+        wrong_count(c, cluster, stored, counted);
+}
+
+/* 64 refcounts of 16 bits, all v. */
+static bool is_all(const uint8_t *refs, uint16_t v)
+{
+    uint64_t same = v * UINT64_C(0x0001000100010001), wrong = 0;
+
+    for (unsigned i = 0; i < 128; i += 8)
+        wrong |= img_get_be64(refs + i) ^ same;
+    return !wrong;
+}
+
+/* What almost all clusters of almost all images are: used once, or free. */
+static bool is_as_usual(struct qcow2_checking *c, uint64_t first,
+                        const uint8_t *refs)
+{
+    uint64_t once;
+
+    if (!img_qcow2_counted_once(c, first, &once))
+        return false;
+    if (!once)
+        return is_all(refs, 0);
+    if (once != UINT64_MAX || !is_all(refs, 1))
+        return false;
+    c->result->end_offset = (first + 64) << c->q->cluster_bits;
+    return true;
 }
 
 static int compare_block(struct qcow2_checking *c, uint64_t range,
                          struct img_error *err)
 {
     struct qcow2 *q = c->q;
-    uint64_t block = q->reftable[range] & QCOW2_OFFSET_MASK;
-    uint64_t first = range << q->refs_bits;
-    uint64_t n = IMG_MIN(c->n - first, UINT64_C(1) << q->refs_bits);
+    uint64_t block = img_qcow2_check_block(c, range);
+    uint64_t first = range << q->refs_bits, i = 0;
+    uint64_t n = IMG_MIN(c->to - first, UINT64_C(1) << q->refs_bits);
     int r = 0;
 
-    if (block && img_is_aligned(block, q->cluster_size) &&
-        block >> q->cluster_bits < c->n)
+    if (block)
         r = img_file_pread(q->file, c->table, q->cluster_size, block, err);
     else
         memset(c->table, 0, q->cluster_size);
-    if (r < 0)
-        return r;
-    if (q->h.refcount_order == 4) {
-        compare_block16(c, first, n);
-        return 0;
-    }
-    for (uint64_t i = 0; i < n; i++)
+    while (r == 0 && i < n) {
+        if (q->h.refcount_order == 4 && n - i >= 64 && i % 64 == 0 && block &&
+            is_as_usual(c, first + i, c->table + i * 2)) {
+            i += 64;
+            continue;
+        }
         compare_one(c, first + i,
-                    img_qcow2_refs_load(c->table, q->h.refcount_order, i));
-    return 0;
+                    img_qcow2_refs_load(c->table, q->h.refcount_order, i),
+                    block);
+        i++;
+    }
+    return r;
+}
+
+/* No block, and nothing refers to anything in its range. */
+static bool is_unused(const struct qcow2_checking *c, uint64_t range)
+{
+    uint64_t first = range << c->q->refs_bits, once;
+    uint64_t n = IMG_MIN(c->to - first, UINT64_C(1) << c->q->refs_bits);
+
+    if (img_qcow2_check_block(c, range))
+        return false;
+    for (uint64_t i = 0; i < n; i += 64) {
+        img_qcow2_counted_once(c, first + i, &once);
+        if (once)
+            return false;
+    }
+    return true;
 }
 
 static int compare(struct qcow2_checking *c, struct img_error *err)
 {
-    uint64_t ranges = img_div_up(c->n, UINT64_C(1) << c->q->refs_bits);
+    uint64_t range = c->from >> c->q->refs_bits;
     int r = 0;
 
-    memset(c->single, 0, c->n / 8 + 1);
-    c->result->end_offset = 0;
-    for (uint64_t i = 0; i < ranges && r == 0; i++) {
-        if (i < c->q->reftable_entries) {
-            r = compare_block(c, i, err);
-            continue;
-        }
-        for (uint64_t k = i << c->q->refs_bits; k < c->n; k++)
-            if (c->counted[k])
-                compare_one(c, k, 0);
-        break;
-    }
+    if (!c->from)
+        c->result->end_offset = 0;
+    for (; range << c->q->refs_bits < c->to && r == 0; range++)
+        if (!is_unused(c, range))
+            r = compare_block(c, range, err);
     return r;
 }
 
 /* ---- the acts ---------------------------------------------------------- */
 
-static int walk_and_compare(struct qcow2_checking *c, struct img_error *err)
-{
-    int r = img_qcow2_check_walk(c, err);
+typedef int act_fn(struct qcow2_checking *c, struct img_error *err);
 
-    return r == 0 ? compare(c, err) : r;
+/* Counts the references to each window's clusters and acts on them. */
+static int each_window(struct qcow2_checking *c, act_fn *act,
+                       struct img_error *err)
+{
+    int more = img_qcow2_window_first(c, err), r = 0;
+
+    while (more > 0) {
+        r = img_qcow2_check_walk(c, err);
+        if (r == 0)
+            r = act(c, err);
+        if (r < 0)
+            return r;
+        if (c->to == c->n)
+            return 0;           /* what was counted stays */
+        more = img_qcow2_window_next(c, err);
+    }
+    return more;
 }
 
-/* What the first look found is known; what is left after repair is looked
- * for anew, without saying it again. */
-static int look_again(struct qcow2_checking *c, struct img_error *err)
+static int fix_leaks(struct qcow2_checking *c, struct img_error *err)
 {
-    int r;
-
-    c->quiet = true;
-    r = walk_and_compare(c, err);
-    c->quiet = false;
-    return r;
+    return img_qcow2_check_fix_refs(c, false, err);
 }
 
-static int repair_refs(struct qcow2_checking *c, struct img_error *err)
+static int fix_all(struct qcow2_checking *c, struct img_error *err)
+{
+    return img_qcow2_check_fix_refs(c, true, err);
+}
+
+/* counted: the look that found it out is still there, for the whole file. */
+static int repair_refs(struct qcow2_checking *c, bool counted,
+                       struct img_error *err)
 {
     bool all = (c->opts->repair & IMG_REPAIR_ALL) == IMG_REPAIR_ALL;
-    uint64_t errors = c->result->errors, leaks = c->result->leaks;
+    act_fn *fix = all ? fix_all : fix_leaks;
     int r;
 
-    if (all && c->rebuild)
+    if (all && (c->rebuild || c->no_block))
         r = img_qcow2_check_rebuild(c, err);
     else
-        r = img_qcow2_check_fix_refs(c, all, err);
+        r = counted ? fix(c, err) : each_window(c, fix, err);
     if (r < 0)
         return r;
-    c->result->leaks_fixed += leaks;
+    c->result->leaks_fixed += c->result->leaks;
     c->result->leaks = 0;
     if (all) {
-        c->result->errors_fixed += errors;
+        c->result->errors_fixed += c->result->errors;
         c->result->errors = 0;
     }
     return 0;
@@ -186,47 +247,61 @@ static int clear_marks(struct qcow2_checking *c, struct img_error *err)
     return img_qcow2_header_write(q, err);
 }
 
+/* Entries that cannot be read go first: what they seem to refer to is then
+ * counted no more. */
+static int fix_entries(struct qcow2_checking *c, struct img_error *err)
+{
+    int r;
+
+    img_qcow2_window_close(c);
+    c->fixing_entries = true;
+    r = img_qcow2_check_walk(c, err);
+    c->fixing_entries = false;
+    return r == 0 ? img_file_sync(c->q->file, err) : r;
+}
+
+static int fix_flags(struct qcow2_checking *c, struct img_error *err)
+{
+    int more = img_qcow2_window_first(c, err);
+
+    while (more > 0) {
+        int r = img_qcow2_check_fix_copied(c, err);
+
+        if (r < 0)
+            return r;
+        more = img_qcow2_window_next(c, err);
+    }
+    return more;
+}
+
 static int repair(struct qcow2_checking *c, struct img_error *err)
 {
     bool all = (c->opts->repair & IMG_REPAIR_ALL) == IMG_REPAIR_ALL;
+    bool errors = c->result->errors || c->rebuild;
+    bool counted = c->from == 0 && c->to == c->n;
     int r = 0;
 
+    c->quiet = true;            /* all is known by now */
     if (all && c->result->errors) {
-        /* Entries that cannot be read go first: what they seem to refer to
-         * is then counted no more. */
-        c->quiet = true;
-        c->fixing_entries = true;
-        r = img_qcow2_check_walk(c, err);
-        c->fixing_entries = false;
-        if (r == 0)
-            r = img_file_sync(c->q->file, err);
-        c->quiet = false;
+        r = fix_entries(c, err);
+        counted = false;
     }
-    if (r == 0 && (c->result->errors || c->result->leaks || c->rebuild))
-        r = repair_refs(c, err);
-    if (r == 0 && all)
-        r = look_again(c, err);
-    if (r == 0 && all) {
-        c->quiet = true;
-        r = img_qcow2_check_copied(c, true, err);
-        c->quiet = false;
-    }
+    if (r == 0 && (errors || c->result->leaks))
+        r = repair_refs(c, counted, err);
+    if (r == 0 && all && (errors || c->mended_to_one))
+        r = fix_flags(c, err);
     if (r == 0)
         r = img_file_sync(c->q->file, err);
+    c->quiet = false;
     return r == 0 && all ? clear_marks(c, err) : r;
 }
 
 static int check(struct qcow2_checking *c, struct img_error *err)
 {
-    struct qcow2 *q = c->q;
-    int r = walk_and_compare(c, err);
+    int r = each_window(c, compare, err);
 
-    if (r == 0)
-        r = img_qcow2_check_copied(c, false, err);
-    c->result->total = img_div_up(q->h.size, q->cluster_size);
-    if (r == 0 && c->opts->repair)
-        r = repair(c, err);
-    return r;
+    c->result->total = img_div_up(c->q->h.size, c->q->cluster_size);
+    return r == 0 && c->opts->repair ? repair(c, err) : r;
 }
 
 /* Clusters up to the end of the file, and those behind it that a refcount or
@@ -237,20 +312,20 @@ static int prepare(struct qcow2_checking *c, struct img_error *err)
     uint64_t size;
     int r = img_file_size(q->file, &size, err);
 
+    img_mutex_init(&c->lock);
+    img_rwlock_init(&c->gate);
+    c->memory_max = c->opts->memory ? c->opts->memory : MEMORY;
     if (r < 0)
         return r;
     c->n = img_div_up(size, q->cluster_size);
-    c->counted = calloc(c->n + 1, sizeof *c->counted);
-    c->single = calloc(1, c->n / 8 + 1);
     c->table = malloc(q->cluster_size);
-    if (!c->counted || !c->single || !c->table)
+    if (!c->table)
         return img_fail_nomem(err);
-    c->total = 2 * (uint64_t)q->h.l1_size;
+    c->total = q->h.l1_size;
     for (uint32_t i = 0; i < q->n_snapshots; i++)
         c->total += q->snapshots[i].l1_size;
     return 0;
 }
-
 /* The cache and the tables in memory follow what was repaired. */
 static int reload(struct qcow2 *q, struct img_error *err)
 {
@@ -279,9 +354,10 @@ static int reload(struct qcow2 *q, struct img_error *err)
 
 static void release(struct qcow2_checking *c)
 {
-    free(c->counted);
-    free(c->single);
+    img_qcow2_window_close(c);
     free(c->table);
+    img_rwlock_destroy(&c->gate);
+    img_mutex_destroy(&c->lock);
 }
 
 static int change_width(struct qcow2_checking *c, uint32_t order,
@@ -312,10 +388,11 @@ int img_qcow2_check_change_width(struct qcow2 *q, uint32_t order,
     };
     int r = img_qcow2_settle(q, err);
 
+    if (r < 0)
+        return r;
+    r = prepare(&c, err);
     if (r == 0)
-        r = prepare(&c, err);
-    if (r == 0)
-        r = walk_and_compare(&c, err);
+        r = each_window(&c, compare, err);
     if (r == 0 && (result.errors || result.leaks))
         r = img_fail(err, IMG_ECORRUPT, "%s: has %llu errors and %llu leaked "
                      "clusters; repair it first", q->layer->path,
@@ -340,8 +417,9 @@ int img_qcow2_check(struct img_layer *layer,
     };
     int r = layer->writable ? img_qcow2_settle(q, err) : 0;
 
-    if (r == 0)
-        r = prepare(&c, err);
+    if (r < 0)
+        return r;
+    r = prepare(&c, err);
     if (r == 0)
         r = check(&c, err);
     if (r == 0 && opts->repair)

@@ -9,22 +9,25 @@
 #include <stdlib.h>
 #include <string.h>
 
-static uint64_t wanted(const struct qcow2_checking *c, uint64_t cluster)
+static int too_many(const struct qcow2_checking *c, uint64_t cluster,
+                    uint64_t want, struct img_error *err)
 {
-    return cluster < c->n ? c->counted[cluster] : 0;
+    return img_fail(err, ENOTSUP, "%s: cluster %llu needs a refcount of %llu, "
+                    "which does not fit into %u bits", c->q->layer->path,
+                    (unsigned long long)cluster, (unsigned long long)want,
+                    1u << c->q->h.refcount_order);
 }
 
 static int fix_block(struct qcow2_checking *c, uint64_t range, bool up,
                      struct img_error *err)
 {
     struct qcow2 *q = c->q;
-    uint64_t block = q->reftable[range] & QCOW2_OFFSET_MASK;
+    uint64_t block = img_qcow2_check_block(c, range);
     uint64_t first = range << q->refs_bits;
     bool changed = false;
     int r;
 
-    if (!block || !img_is_aligned(block, q->cluster_size) ||
-        block >> q->cluster_bits >= c->n)
+    if (!block)
         return 0;
     r = img_file_pread(q->file, c->table, q->cluster_size, block, err);
     if (r < 0)
@@ -32,49 +35,31 @@ static int fix_block(struct qcow2_checking *c, uint64_t range, bool up,
     for (uint64_t i = 0; i < UINT64_C(1) << q->refs_bits; i++) {
         uint64_t stored = img_qcow2_refs_load(c->table, q->h.refcount_order,
                                               i);
-        uint64_t want = wanted(c, first + i);
+        uint64_t want = img_qcow2_counted(c, first + i);
 
         if (stored == want || (stored < want && !up))
             continue;
         if (want > q->max_refcount)
-            return img_fail(err, ENOTSUP, "%s: cluster %llu needs a refcount "
-                            "of %llu, which does not fit into %u bits",
-                            q->layer->path, (unsigned long long)(first + i),
-                            (unsigned long long)want,
-                            1u << q->h.refcount_order);
+            return too_many(c, first + i, want, err);
         img_qcow2_refs_store(c->table, q->h.refcount_order, i, want);
+        if (want == 1)
+            c->mended_to_one = true;
         changed = true;
     }
     return changed ? img_file_pwrite(q->file, c->table, q->cluster_size,
                                      block, err) : 0;
 }
 
-/* A used cluster without a block cannot be mended in place. */
-static bool has_all_blocks(const struct qcow2_checking *c)
-{
-    const struct qcow2 *q = c->q;
-
-    for (uint64_t i = 0; i < c->n; i++) {
-        uint64_t range = i >> q->refs_bits;
-
-        if (!c->counted[i])
-            continue;
-        if (range >= q->reftable_entries ||
-            !(q->reftable[range] & QCOW2_OFFSET_MASK))
-            return false;
-    }
-    return true;
-}
-
 int img_qcow2_check_fix_refs(struct qcow2_checking *c, bool up,
                              struct img_error *err)
 {
+    uint64_t range = c->from >> c->q->refs_bits;
     int r = 0;
 
-    if (up && !has_all_blocks(c))
-        return img_qcow2_check_rebuild(c, err);
-    for (uint64_t i = 0; i < c->q->reftable_entries && r == 0; i++)
-        r = fix_block(c, i, up, err);
+    /* What lies beyond the file's end is not used, whatever a block says. */
+    for (; range < c->q->reftable_entries && r == 0 &&
+         (range << c->q->refs_bits < c->to || c->to == c->n); range++)
+        r = fix_block(c, range, up, err);
     return r;
 }
 
@@ -103,56 +88,56 @@ static struct layout lay_out(const struct qcow2_checking *c)
     }
 }
 
-/* The old structure is no longer referred to. */
-static void uncount_old(struct qcow2_checking *c)
-{
-    struct qcow2 *q = c->q;
-    uint64_t first = q->h.reftable_offset >> q->cluster_bits;
-
-    for (uint64_t i = 0; i < q->h.reftable_clusters; i++)
-        if (first + i < c->n && c->counted[first + i])
-            c->counted[first + i]--;
-    for (uint64_t i = 0; i < q->reftable_entries; i++) {
-        uint64_t off = q->reftable[i] & QCOW2_OFFSET_MASK;
-        uint64_t at = off >> q->cluster_bits;
-
-        if (!q->reftable[i] || (q->reftable[i] & 0x1ff) ||
-            !img_is_aligned(off, q->cluster_size) || at >= c->n)
-            continue;
-        if (c->counted[at])
-            c->counted[at]--;
-    }
-}
-
+/* The blocks of the window, and of what follows the file's end. */
 static int write_blocks(struct qcow2_checking *c, const struct layout *l,
                         struct img_error *err)
 {
     struct qcow2 *q = c->q;
     uint64_t per_block = UINT64_C(1) << q->refs_bits;
     uint64_t end = l->first + l->blocks + l->table;
+    uint64_t to = c->to == c->n ? l->blocks : c->to / per_block;
     int r = 0;
 
-    for (uint64_t b = 0; b < l->blocks && r == 0; b++) {
+    for (uint64_t b = c->from / per_block; b < to && r == 0; b++) {
         memset(c->table, 0, q->cluster_size);
         for (uint64_t i = 0; i < per_block; i++) {
             uint64_t cluster = b * per_block + i;
-            uint64_t want = wanted(c, cluster);
+            uint64_t want = img_qcow2_counted(c, cluster);
 
             if (cluster >= l->first && cluster < end)
                 want = 1;
             if (want > q->max_refcount)
-                return img_fail(err, ENOTSUP, "%s: cluster %llu needs a "
-                                "refcount of %llu, which does not fit into "
-                                "%u bits", q->layer->path,
-                                (unsigned long long)cluster,
-                                (unsigned long long)want,
-                                1u << q->h.refcount_order);
+                return too_many(c, cluster, want, err);
             img_qcow2_refs_store(c->table, q->h.refcount_order, i, want);
         }
         r = img_file_pwrite(q->file, c->table, q->cluster_size,
                             (l->first + b) << q->cluster_bits, err);
     }
     return r;
+}
+
+/* Counts without the old structure, which is then no longer referred to.
+ * Windows in which there is nothing are passed over: their blocks are zeros,
+ * behind the end of the file.  The last one is always looked at, for the new
+ * structure's own. */
+static int count_and_write(struct qcow2_checking *c, const struct layout *l,
+                           struct img_error *err)
+{
+    int more, r = 0;
+
+    c->skip_refs = true;
+    more = img_qcow2_window_first(c, err);
+    while (more > 0 && r == 0) {
+        r = img_qcow2_check_walk(c, err);
+        if (r == 0)
+            r = write_blocks(c, l, err);
+        if (r == 0 && c->to < c->n && c->beyond > c->n - 1)
+            c->beyond = c->n - 1;
+        if (r == 0)
+            more = img_qcow2_window_next(c, err);
+    }
+    c->skip_refs = false;
+    return r < 0 ? r : more;
 }
 
 int img_qcow2_check_rebuild(struct qcow2_checking *c, struct img_error *err)
@@ -163,14 +148,11 @@ int img_qcow2_check_rebuild(struct qcow2_checking *c, struct img_error *err)
     img_autofree uint64_t *table = calloc(entries, sizeof *table);
     uint64_t off = (l.first + l.blocks) << q->cluster_bits;
     struct qcow2_header old = q->h;
-    uint32_t *counted;
-    uint8_t *single;
     int r;
 
     if (!table)
         return img_fail_nomem(err);
-    uncount_old(c);
-    r = write_blocks(c, &l, err);
+    r = count_and_write(c, &l, err);
     for (uint64_t b = 0; b < l.blocks; b++)
         table[b] = (l.first + b) << q->cluster_bits;
     if (r == 0)
@@ -191,18 +173,10 @@ int img_qcow2_check_rebuild(struct qcow2_checking *c, struct img_error *err)
     q->reftable = table;
     q->reftable_entries = entries;
     table = NULL;
-    c->rebuild = false;
+    c->rebuild = c->no_block = false;
 
     /* The file has grown by the new structure. */
     c->n = l.first + l.blocks + l.table;
     q->end = IMG_MAX(q->end, c->n << q->cluster_bits);
-    counted = realloc(c->counted, (c->n + 1) * sizeof *counted);
-    if (!counted)
-        return img_fail_nomem(err);
-    c->counted = counted;
-    single = realloc(c->single, c->n / 8 + 1);
-    if (!single)
-        return img_fail_nomem(err);
-    c->single = single;
     return 0;
 }

@@ -171,7 +171,7 @@ static int expand_snapshots(struct qcow2 *q, const struct img_job *job,
         return r;
     for (uint32_t i = 0; i < q->n_snapshots && r == 0; i++)
         r = expand_snapshot(q, &q->snapshots[i], job, err);
-    end = img_qcow2_share_flags(q, r < 0 ? NULL : err);
+    end = img_qcow2_share_flags(q, NULL, 0, r < 0 ? NULL : err);
     if (end == 0)
         end = img_qcow2_settle(q, r < 0 ? NULL : err);
     if (end == 0)

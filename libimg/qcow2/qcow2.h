@@ -25,6 +25,7 @@
 #ifndef IMG_QCOW2_QCOW2_H
 #define IMG_QCOW2_QCOW2_H
 #include "format.h"
+#include "base/bytes.h"
 #include "base/sync.h"
 #include "cache/tcache.h"
 
@@ -282,10 +283,43 @@ void img_qcow2_cursor_dirty(struct qcow2 *q, const struct qcow2_cursor *c,
 void img_qcow2_l1_set(struct qcow2 *q, uint64_t index, uint64_t entry);
 
 /* ---- refs.c: all with q->lock held ---- */
-uint64_t img_qcow2_refs_load(const uint8_t *block, uint32_t order,
-                             uint64_t index);
-void img_qcow2_refs_store(uint8_t *block, uint32_t order, uint64_t index,
-                          uint64_t value);
+/* Number index of a block whose refcounts have 2^order bits. */
+static inline uint64_t img_qcow2_refs_load(const uint8_t *block,
+                                           uint32_t order, uint64_t index)
+{
+    switch (order) {
+    case 3: return block[index];
+    case 4: return img_get_be16(block + index * 2);
+    case 5: return img_get_be32(block + index * 4);
+    case 6: return img_get_be64(block + index * 8);
+    default: {
+        unsigned bits = 1u << order, per_byte = 8 >> order;
+
+        return block[index / per_byte] >> (index % per_byte * bits) &
+               ((1u << bits) - 1);
+    }
+    }
+}
+
+static inline void img_qcow2_refs_store(uint8_t *block, uint32_t order,
+                                        uint64_t index, uint64_t value)
+{
+    switch (order) {
+    case 3: block[index] = (uint8_t)value; break;
+    case 4: img_put_be16(block + index * 2, (uint16_t)value); break;
+    case 5: img_put_be32(block + index * 4, (uint32_t)value); break;
+    case 6: img_put_be64(block + index * 8, value); break;
+    default: {
+        unsigned bits = 1u << order, per_byte = 8 >> order;
+        unsigned shift = (unsigned)(index % per_byte) * bits;
+        unsigned mask = ((1u << bits) - 1) << shift;
+        uint8_t *p = &block[index / per_byte];
+
+        *p = (uint8_t)((*p & ~mask) | ((unsigned)value << shift));
+    }
+    }
+}
+
 /* 0 where there is no refcount block. */
 int img_qcow2_refs_get(struct qcow2 *q, uint64_t cluster, uint64_t *count,
                        struct img_error *err);

@@ -13,16 +13,34 @@ struct row {
     uint64_t first, n;
 };
 
+/* Does an entry say nothing but that its data follows the row? */
+static bool is_next(const struct qcow2 *q, const struct row *row,
+                    uint64_t raw)
+{
+    uint64_t next = (row->first + row->n) << q->cluster_bits;
+
+    return (raw & ~QCOW2_COPIED) == next && next < q->end;
+}
+
 /* What one L2 table refers to, neighbours merged; rows has room for two for
  * each entry. */
 static int rows_of(struct qcow2 *q, const uint8_t *table, uint64_t l1_index,
                    struct row *rows, size_t *n, struct img_error *err)
 {
+    bool quick = !q->data && !img_qcow2_has_subclusters(q);
+
     *n = 0;
     for (uint64_t i = 0; i < UINT64_C(1) << q->l2_bits; i++) {
         struct qcow2_entry e;
-        uint64_t first, count = 1;
-        int r = img_qcow2_entry_decode(q, table + i * q->entry_size,
+        uint64_t first, count = 1, raw = img_get_be64(table +
+                                                      i * q->entry_size);
+        int r;
+
+        if (quick && *n && is_next(q, &rows[*n - 1], raw)) {
+            rows[*n - 1].n++;
+            continue;
+        }
+        r = img_qcow2_entry_decode(q, table + i * q->entry_size,
                                        (l1_index << q->l2_bits) + i, &e,
                                        err);
         if (r < 0)
@@ -158,7 +176,8 @@ static int flag_table(struct qcow2 *q, uint64_t off, uint8_t *table,
     return r;
 }
 
-int img_qcow2_share_flags(struct qcow2 *q, struct img_error *err)
+int img_qcow2_share_flags(struct qcow2 *q, const uint64_t *before,
+                          uint64_t n, struct img_error *err)
 {
     img_autofree uint8_t *table = malloc(q->cluster_size);
     img_autofree struct lookup *l = calloc(1, sizeof *l);
@@ -174,7 +193,7 @@ int img_qcow2_share_flags(struct qcow2 *q, struct img_error *err)
     for (uint64_t i = 0; r == 0 && i < q->h.l1_size; i++) {
         uint64_t off = q->l1[i] & QCOW2_OFFSET_MASK;
 
-        if (!off)
+        if (!off || (i < n && (before[i] & QCOW2_OFFSET_MASK) == off))
             continue;
         r = count_of(q, tables, off >> q->cluster_bits, &count, err);
         if (r == 0)

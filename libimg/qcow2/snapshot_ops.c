@@ -241,7 +241,7 @@ static int create(struct qcow2 *q, const char *name, struct img_error *err)
     }
     r = img_qcow2_write_back(q, true, err);
     if (r == 0)
-        r = img_qcow2_share_flags(q, err);
+        r = img_qcow2_share_flags(q, NULL, 0, err);
     if (r == 0)
         r = write_table(q, old_bytes, err);
     if (r < 0 && q->h.n_snapshots < q->n_snapshots) {
@@ -249,7 +249,7 @@ static int create(struct qcow2 *q, const char *name, struct img_error *err)
         q->n_snapshots--;
         unshare_active(q, &s);
         free_entry(&s);
-        img_qcow2_share_flags(q, NULL);
+        img_qcow2_share_flags(q, NULL, 0, NULL);
     }
     return r;
 }
@@ -284,7 +284,7 @@ static int remove_entry(struct qcow2 *q, struct qcow2_snapshot *s,
                                 (uint64_t)gone.l1_size * 8, err);
     img_unlock(&q->lock);
     if (r == 0)
-        r = img_qcow2_share_flags(q, err);
+        r = img_qcow2_share_flags(q, NULL, 0, err);
     free_entry(&gone);
     free(l1);
     return r;
@@ -316,6 +316,18 @@ static int switch_l1(struct qcow2 *q, uint64_t *l1, uint64_t n, uint64_t off,
     return 0;
 }
 
+/* Entries of l1 whose table is not at the same place in other too: what both
+ * share needs no reference more, nor one less. */
+static void take_others(uint64_t *others, const uint64_t *l1, uint64_t n,
+                        const uint64_t *other, uint64_t n_other)
+{
+    for (uint64_t i = 0; i < n; i++) {
+        bool same = i < n_other && !((l1[i] ^ other[i]) & QCOW2_OFFSET_MASK);
+
+        others[i] = same ? 0 : l1[i];
+    }
+}
+
 /* The active tables become a copy of the snapshot's L1 table; what only the
  * old ones referred to goes. */
 static int apply(struct qcow2 *q, const struct qcow2_snapshot *s,
@@ -326,6 +338,7 @@ static int apply(struct qcow2 *q, const struct qcow2_snapshot *s,
                          img_qcow2_l1_needed(q, size));
     uint64_t old_off = q->h.l1_offset, old_n = q->h.l1_size, off;
     uint64_t *old = NULL, *l1 = NULL, *grown;
+    img_autofree uint64_t *others = NULL;
     int r = img_qcow2_read_table(q, s->l1_offset, s->l1_size, &l1, err);
 
     if (r < 0)
@@ -333,7 +346,8 @@ static int apply(struct qcow2 *q, const struct qcow2_snapshot *s,
     n = IMG_MAX(n, UINT64_C(1));
     grown = realloc(l1, n * sizeof *l1);
     old = malloc(old_n * sizeof *old + 1);
-    if (!grown || !old) {
+    others = malloc(IMG_MAX(n, old_n) * sizeof *others);
+    if (!grown || !old || !others) {
         free(grown ? grown : l1);
         free(old);
         return img_fail_nomem(err);
@@ -341,7 +355,8 @@ static int apply(struct qcow2 *q, const struct qcow2_snapshot *s,
     l1 = grown;
     memset(l1 + s->l1_size, 0, (n - s->l1_size) * sizeof *l1);
     memcpy(old, q->l1, old_n * sizeof *old);
-    r = img_qcow2_share_add(q, l1, n, 1, err);
+    take_others(others, l1, n, old, old_n);
+    r = img_qcow2_share_add(q, others, n, 1, err);
     if (r == 0)
         r = take_row(q, n * 8, &off, err);
     for (uint64_t i = 0; i < n; i++)
@@ -357,13 +372,14 @@ static int apply(struct qcow2 *q, const struct qcow2_snapshot *s,
         free(old);
         return r;
     }
-    r = img_qcow2_share_add(q, old, old_n, -1, err);
+    take_others(others, old, old_n, l1, n);
+    r = img_qcow2_share_add(q, others, old_n, -1, err);
     img_lock(&q->lock);
     if (r == 0)
         r = img_qcow2_give_back(q, old_off, old_n * 8, err);
     img_unlock(&q->lock);
     if (r == 0)
-        r = img_qcow2_share_flags(q, err);
+        r = img_qcow2_share_flags(q, old, old_n, err);
     free(old);
     return r;
 }
@@ -410,7 +426,7 @@ static int snapshot(struct img_layer *layer, enum verb verb,
         r = img_qcow2_bitmaps_resize(q, q->h.size, err);
     /* The mark goes only when the flags are known to be right. */
     if (r < 0)
-        flags = img_qcow2_share_flags(q, NULL);
+        flags = img_qcow2_share_flags(q, NULL, 0, NULL);
     end = img_qcow2_settle(q, r < 0 ? NULL : err);
     if (end == 0 && flags == 0)
         end = img_qcow2_share_mark(q, false, r < 0 ? NULL : err);

@@ -37,6 +37,13 @@ prepare cp bad.qcow2 bad2.qcow2
 code check -r all bad2.qcow2
 both check bad2.qcow2
 qemu-img check -q "$tmp/v/bad2.qcow2" || wrong "qemu-img check after repair"
+# What does not fit into memory takes further passes, with the same answer.
+prepare qemu-img create -q -f qcow2 -o preallocation=metadata w.qcow2 24G
+prepare qemu-img snapshot -c s w.qcow2
+json check --output=json w.qcow2
+(cd "$tmp/v" && vimg check --output=json w.qcow2 >one.json &&
+    vimg check --memory=600k --output=json w.qcow2 >many.json &&
+    cmp one.json many.json) || wrong "check --memory"
 both check -r foo a.qcow2
 both check -U a.qcow2
 both check -T none a.qcow2

@@ -1,6 +1,6 @@
 /* The team: everything is done once, turns come in order, the first error
  * wins, progress cancels, one thread runs inline. */
-#include "ops/team.h"
+#include "base/team.h"
 #include "base/error.h"
 
 #include <stdio.h>

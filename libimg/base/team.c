@@ -5,7 +5,7 @@
  * so does a progress function that returns nonzero.  A worker holds no lock
  * of the team while it works.  Lock order: team->lock before turns.lock.
  */
-#include "ops/team.h"
+#include "base/team.h"
 #include "base/checked.h"
 #include "base/error.h"
 

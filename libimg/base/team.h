@@ -1,6 +1,6 @@
 /* Workers on a step function, with progress, cancel and the first error. */
-#ifndef IMG_OPS_TEAM_H
-#define IMG_OPS_TEAM_H
+#ifndef IMG_BASE_TEAM_H
+#define IMG_BASE_TEAM_H
 #include "libimg.h"
 #include "base/sync.h"
 
