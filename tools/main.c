@@ -6,6 +6,7 @@
 #include "../nbd/spawn.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -174,6 +175,7 @@ int main(int argc, char **argv)
     const char *slash = argc ? strrchr(argv[0], '/') : NULL;
     int code;
 
+    signal(SIGXFSZ, SIG_IGN);   /* ulimit -f: an error with words instead */
     /* A link of that name stands in for qemu-io in scripts. */
     if (argc && !strcmp(slash ? slash + 1 : argv[0], "qemu-io"))
         code = run(&command_io, argc, argv);
