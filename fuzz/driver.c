@@ -1,6 +1,7 @@
 /* Replays files, or folders of files, through a fuzz target, so that what a
  * fuzzer once found stays tested with any compiler.  Also spoils each file a
- * few thousand times in ways that a number reproduces: --spoil N. */
+ * few thousand times in ways that a number reproduces: --spoil N,
+ * or for as long as is asked for: --seconds N. */
 #include "fuzz.h"
 
 #include <dirent.h>
@@ -8,10 +9,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 
 enum { MAX_FILE = 4 << 20 };
 
-static unsigned long spoils, inputs;
+static unsigned long spoils, first, inputs;
 
 static uint64_t mix(uint64_t *state)
 {
@@ -56,7 +58,7 @@ static int replay(const char *path)
             break;
         memcpy(bad, good, len);
         if (i)
-            spoil(bad, len, i);
+            spoil(bad, len, first + i);
         LLVMFuzzerTestOneInput(bad, len);
         inputs++;
         free(bad);
@@ -96,12 +98,21 @@ int main(int argc, char **argv)
 {
     int bad = argc < 2, i = 1;
 
+    time_t end = 0;
+
     if (argc > 2 && !strcmp(argv[1], "--spoil")) {
         spoils = strtoul(argv[2], NULL, 0);
         i = 3;
+    } else if (argc > 2 && !strcmp(argv[1], "--seconds")) {
+        end = time(NULL) + strtol(argv[2], NULL, 0);
+        spoils = 500;
+        i = 3;
     }
-    for (; i < argc; i++)
-        bad |= replay_all(argv[i]);
+    do {
+        for (int k = i; k < argc; k++)
+            bad |= replay_all(argv[k]);
+        first += spoils;
+    } while (!bad && time(NULL) < end);
     printf("%lu inputs\n", inputs);
     return bad || !inputs;
 }

@@ -163,7 +163,7 @@ int img_qcow2_snapshots_load(struct qcow2 *q, struct img_error *err)
         size_t used = 0;
 
         r = parse_entry(q, q->n_snapshots,
-                        (struct img_span){ buf + at, len - at },
+                        (struct img_span){ buf ? buf + at : NULL, len - at },
                         &q->snapshots[q->n_snapshots], &used, err);
         if (r == -EAGAIN) {
             r = read_more(q, &buf, &len, file_size, err);
