@@ -113,6 +113,8 @@ struct img_place {
 /* unmap: what the range, block aligned or ending with the disk, becomes. */
 enum img_unmap {
     IMG_UNMAP_ZERO,             /* zeros; may give its place back */
+    IMG_UNMAP_ZERO_OWN,         /* the same, and zeros they stay when a backing
+                                   file comes to lie below */
     IMG_UNMAP_ZERO_KEEP,        /* zeros; keeps its place where it has one */
     IMG_UNMAP_DISCARD,          /* zeros, or as it was; gives its place back */
     IMG_UNMAP_DROP              /* ABSENT: what is below shows through */
@@ -242,6 +244,10 @@ struct img_format {
      * disk gains can be cleared before anybody sees it.  resize follows, or
      * the caller sets the old size again.  NULL: resize does it all. */
     int (*grow)(struct img_layer *, uint64_t size, struct img_error *);
+    /* clear_tail: resize takes any size, and what shrinking
+     * leaves of the last cluster has to be zeros, since others make the disk
+     * longer without looking at it. */
+    bool clear_tail;
     int (*resize)(struct img_layer *, uint64_t size, enum img_prealloc,
                   struct img_error *);
     /* base: the new backing file, opened; NULL = not opened or none. */

@@ -169,7 +169,8 @@ static int place_zeros(struct img_copy *c, const struct img_piece *p,
 
     if (!c->force_zero)
         return add_zeros(c, p->off, p->len, err);
-    r = img_io_unmap(c->to, c->to_layer, p->off, p->len, IMG_UNMAP_ZERO, err);
+    r = img_io_unmap(c->to, c->to_layer, p->off, p->len, IMG_UNMAP_ZERO_OWN,
+                     err);
     return r == -ENOTSUP ? write_zeros(c, p->off, p->len, err) : r;
 }
 

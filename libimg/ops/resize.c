@@ -56,6 +56,32 @@ static int clear_growth(struct img_io *io, unsigned depth, uint64_t from,
     return r;
 }
 
+/* Shrinks to whole clusters first, which says whether it can be done at all,
+ * and clears what is left behind the new end while there is a place for it. */
+static int clear_tail(struct img_io *io, unsigned depth, uint64_t size,
+                      struct img_error *err)
+{
+    struct img_layer *l = io->chain->layers[depth];
+    uint64_t end = img_round_up(size, UINT64_C(1) << l->cluster_bits);
+    uint64_t off = size;
+    int r;
+
+    end = IMG_MIN(end, l->size);
+    r = l->format->resize(l, end, IMG_PREALLOC_OFF, err);
+    while (r == 0 && off < end) {
+        struct img_run run = { 0 };
+        unsigned at;
+
+        r = img_chain_map(io->chain, depth, off, end - off, 0, &run, &at,
+                          err);
+        if (r == 0 && at == depth &&
+            (run.kind == IMG_RUN_DATA || run.kind == IMG_RUN_PACKED))
+            r = img_io_zero(io, depth, off, run.len, IMG_MAY_UNMAP, err);
+        off += run.len;
+    }
+    return r;
+}
+
 int img_resize_layer(struct img_io *io, unsigned depth, uint64_t size,
                      enum img_prealloc prealloc, struct img_error *err)
 {
@@ -82,7 +108,10 @@ int img_resize_layer(struct img_io *io, unsigned depth, uint64_t size,
             return r;
         }
     }
-    r = l->format->resize(l, size, prealloc, err);
+    if (size < old && l->format->clear_tail)
+        r = clear_tail(io, depth, size, err);
+    if (r == 0)
+        r = l->format->resize(l, size, prealloc, err);
     if (r == 0 && size > old && !l->format->grow &&
         !img_format_is_identity(l->format))
         r = clear_growth(io, depth, old, err);

@@ -22,11 +22,11 @@ static enum becomes becomes(const struct qcow2 *q, enum qcow2_kind now,
             return now == QCOW2_UNUSED ? BECOMES_SAME : BECOMES_ABSENT;
         return zeros ? BECOMES_ZERO : BECOMES_SAME;
     default:
-        if (!backed && now == QCOW2_UNUSED)
+        if (!backed && mode != IMG_UNMAP_ZERO_OWN && now == QCOW2_UNUSED)
             return BECOMES_SAME;
         if (!zeros)
             return BECOMES_ABSENT;      /* not backed: reads as zeros */
-        return mode == IMG_UNMAP_ZERO ? BECOMES_ZERO : BECOMES_ZERO_KEEP;
+        return mode == IMG_UNMAP_ZERO_KEEP ? BECOMES_ZERO_KEEP : BECOMES_ZERO;
     }
 }
 
@@ -149,8 +149,10 @@ int img_qcow2_unmap(struct img_layer *layer, uint64_t off, uint64_t len,
         *done = len;
         return 0;
     }
-    if (q->h.version < 3 && layer->backing &&
-        (mode == IMG_UNMAP_ZERO || mode == IMG_UNMAP_ZERO_KEEP))
+    if (q->h.version < 3 &&
+        (mode == IMG_UNMAP_ZERO_OWN ||
+         (layer->backing &&
+          (mode == IMG_UNMAP_ZERO || mode == IMG_UNMAP_ZERO_KEEP))))
         return img_fail(err, ENOTSUP, "%s: version 2 has no zero clusters",
                         layer->path);
     img_lock(&q->lock);

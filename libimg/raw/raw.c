@@ -133,6 +133,7 @@ static int raw_unmap(struct img_layer *l, uint64_t off, uint64_t len,
     case IMG_UNMAP_DISCARD:
         return raw->unmap ? img_file_discard(f, off, len, err) : 0;
     case IMG_UNMAP_ZERO:
+    case IMG_UNMAP_ZERO_OWN:
         if (raw->unmap)
             flags |= IMG_FILE_MAY_UNMAP;
         return img_file_zero(f, off, len, flags, err);

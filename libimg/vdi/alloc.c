@@ -242,7 +242,8 @@ static void unmap_placeless(struct img_vdi *v, uint64_t off, uint64_t len,
     uint32_t entry = kind == IMG_UNMAP_DROP ? VDI_FREE : VDI_ZERO;
 
     if (img_vdi_entry(v, block) == entry ||
-        (v->type != VDI_DIFF && entry == VDI_ZERO))
+        (v->type != VDI_DIFF && entry == VDI_ZERO &&
+         kind != IMG_UNMAP_ZERO_OWN))
         return;                 /* reads as wanted already */
     img_lock(&v->lock);
     for (; block < end; block++)

@@ -408,13 +408,19 @@ void img_vmdk_abandon(struct img_layer *layer, const struct img_place *place)
     img_rw_unlock(&st->lock);
 }
 
+/* Would an absent entry show something else than zeros? */
+static bool shows_below(struct img_layer *layer, enum img_unmap how)
+{
+    return how == IMG_UNMAP_ZERO_OWN || img_vmdk_has_below(layer);
+}
+
 /* What entries become: 0 = absent, 1 = zeros.  false: they stay. */
 static bool unmapped_entry(struct img_layer *layer,
                            const struct vmdk_sparse *s, enum img_unmap how,
                            uint32_t *v)
 {
     *v = how != IMG_UNMAP_DROP && s->zero_grain;
-    return *v || how == IMG_UNMAP_DROP || !img_vmdk_has_below(layer);
+    return *v || how == IMG_UNMAP_DROP || !shows_below(layer, how);
 }
 
 static int note_freed(struct vmdk_sparse *s, size_t g, uint32_t i,
@@ -430,7 +436,8 @@ static int note_freed(struct vmdk_sparse *s, size_t g, uint32_t i,
 /* Changes n entries from i on and notes the grains they had. */
 static int unmap_entries(struct img_layer *layer, struct vmdk_sparse *s,
                          size_t g, uint32_t i, uint32_t n, uint32_t v,
-                         bool keep, uint32_t *done, struct img_error *err)
+                         enum img_unmap how, uint32_t *done,
+                         struct img_error *err)
 {
     struct vmdk_state *st = layer->state;
     struct img_slice *slices[2];
@@ -445,14 +452,14 @@ static int unmap_entries(struct img_layer *layer, struct vmdk_sparse *s,
     img_write_lock(&st->lock);
     for (k = 0; k < n; k++) {
         kind = img_vmdk_grain(s, slices[0]->data, i + k, &host);
-        if (kind == VMDK_GRAIN_BAD || (keep && kind == VMDK_GRAIN_DATA))
+        if (kind == VMDK_GRAIN_BAD || (how == IMG_UNMAP_ZERO_KEEP && kind == VMDK_GRAIN_DATA))
             break;
         if (kind == VMDK_GRAIN_DATA && note_freed(s, g, i + k, host)) {
             r = img_fail_nomem(err);
             break;
         }
         /* With nothing below, absent is zeros already. */
-        if (kind == VMDK_GRAIN_DATA || (v && img_vmdk_has_below(layer)) ||
+        if (kind == VMDK_GRAIN_DATA || (v && shows_below(layer, how)) ||
             (!v && kind == VMDK_GRAIN_ZERO))
             img_vmdk_set_entry(layer, slices, i + k, v);
     }
@@ -491,12 +498,11 @@ static int unmap_sparse(struct img_layer *layer, struct vmdk_extent *x,
     img_read_lock(&st->lock);
     absent = !s->gd[g];
     img_rw_unlock(&st->lock);
-    if (absent && (!v || !img_vmdk_has_below(layer))) {
+    if (absent && (!v || !shows_below(layer, how))) {
         *done = len;
         return 0;
     }
-    r = unmap_entries(layer, s, g, i, n, v, how == IMG_UNMAP_ZERO_KEEP,
-                      &count, err);
+    r = unmap_entries(layer, s, g, i, n, v, how, &count, err);
     if (r == 0)
         *done = IMG_MIN(len, (uint64_t)count << s->grain_bits);
     return r;
@@ -511,6 +517,7 @@ static int unmap_flat(struct img_layer *layer, struct vmdk_extent *x,
 
     switch (how) {
     case IMG_UNMAP_ZERO:
+    case IMG_UNMAP_ZERO_OWN:
         return img_file_zero(file, host, len,
                              IMG_FILE_FAST_ONLY | IMG_FILE_MAY_UNMAP, err);
     case IMG_UNMAP_ZERO_KEEP:

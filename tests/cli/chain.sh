@@ -42,4 +42,20 @@ both rebase -b missing -F qcow2 t.qcow2
 both rebase t.qcow2
 both rebase -b a.qcow2 -F qcow2 t.qcow2 extra
 code check t.qcow2
+
+# An image that rested on nothing keeps its zeros above what is full of data;
+# version 2, where qemu-img 7.2 loses them, alone.
+prepare qemu-io -f raw -c 'write -P 7 0 64M' a.raw
+for o in cluster_size=512 extended_l2=on compat=0.10,cluster_size=4k; do
+    prepare qemu-img create -q -f qcow2 -o $o s.qcow2 1M
+    prepare qemu-io -c 'write -P 5 300k 100k' s.qcow2
+    case $o in
+    compat*) (cd "$tmp/v"; vimg rebase -b a.raw -F raw s.qcow2) ;;
+    *) both rebase -b a.raw -F raw s.qcow2; images s.qcow2 ;;
+    esac
+    qemu-io -r -c 'read -P 0 0 300k' -c 'read -P 5 300k 100k' \
+        -c 'read -P 0 400k 624k' "$tmp/v/s.qcow2" >"$tmp/said" ||
+        wrong "rebase of an image without a base: $o"
+    qemu-img check -q "$tmp/v/s.qcow2" || wrong "check: $o"
+done
 finish

@@ -30,4 +30,20 @@ for f in a.raw a.qcow2 b.qcow2; do
     json info --output=json $f
 done
 both check a.qcow2
+
+# What is cut off does not come back when QEMU makes the disk longer.
+prepare qemu-img create -q -f qcow2 t.qcow2 1M
+prepare qemu-io -c 'write -c -P 6 0 64k' -c 'write -P 5 64k 960k' t.qcow2
+for size in 400000 1000; do
+    vimg resize -q --shrink "$tmp/v/t.qcow2" $size
+    qemu-img resize -q "$tmp/v/t.qcow2" 512k
+    qemu-io -r -c "read -P 0 $size $((524288 - size))" "$tmp/v/t.qcow2" \
+        >"$tmp/said" || wrong "what was cut off at $size is back"
+done
+# Nor is anything lost when shrinking is refused.
+prepare qemu-img create -q -f qcow2 -o compat=0.10 o.qcow2 1M
+prepare qemu-io -c 'write -P 5 0 1M' o.qcow2
+prepare qemu-img snapshot -c s1 o.qcow2
+both resize --shrink o.qcow2 400000
+images o.qcow2
 finish
