@@ -84,7 +84,9 @@ struct img_run {
 };
 enum {
     IMG_RUN_EXACT = 1,          /* ask the file system for holes too */
-    IMG_RUN_CACHED = 2          /* -EAGAIN rather than read metadata */
+    IMG_RUN_CACHED = 2,         /* -EAGAIN rather than read metadata */
+    IMG_RUN_PLACES = 4          /* host of ABSENT: the place that waits for
+                                   it, or ~0; else it says nothing */
 };
 
 /* Question and answer of reserve: where the next bytes of a write go. */
@@ -239,14 +241,16 @@ struct img_format {
     int (*touch)(struct img_layer *, uint64_t off, uint64_t len,
                  struct img_error *);
 
+    bool tells_places;          /* map heeds IMG_RUN_PLACES */
+
     /* Whole image.  grow: tables for a larger disk; layer->size is the new
      * one from then on, but the file still says the old one, so that what the
      * disk gains can be cleared before anybody sees it.  resize follows, or
      * the caller sets the old size again.  NULL: resize does it all. */
     int (*grow)(struct img_layer *, uint64_t size, struct img_error *);
-    /* clear_tail: resize takes any size, and what shrinking
-     * leaves of the last cluster has to be zeros, since others make the disk
-     * longer without looking at it. */
+    /* clear_tail: resize takes any size, and what shrinking leaves of the
+     * last cluster has to be zeros, since others make the disk longer without
+     * looking at it. */
     bool clear_tail;
     int (*resize)(struct img_layer *, uint64_t size, enum img_prealloc,
                   struct img_error *);

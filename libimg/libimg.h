@@ -300,7 +300,8 @@ struct img_extent {
                                    it reads as zeros */
     unsigned depth;             /* layer it comes from, 0 = top */
     uint64_t host_off;          /* where in that layer's file, also of ZEROS
-                                   that keep their place; else ~0 */
+                                   that keep their place; else ~0.  See
+                                   IMG_MAP_PLACES */
     unsigned file;              /* which file of that layer */
     bool dirty;                 /* img_bitmap_map only */
     bool sparse;                /* ZEROS, with IMG_MAP_EXACT: data to the
@@ -310,7 +311,9 @@ struct img_extent {
 enum {
     IMG_MAP_TOP = 1,            /* do not look below the top layer */
     IMG_MAP_EXACT = 2,          /* ask the file system for holes too */
-    IMG_MAP_NOW = 4             /* -EAGAIN rather than read tables */
+    IMG_MAP_NOW = 4,            /* -EAGAIN rather than read tables */
+    IMG_MAP_PLACES = 8          /* tell of the places of holes, too:
+                                   subclusters whose cluster has one */
 };
 
 /* The longest run beginning at off, at most len, with one answer. */

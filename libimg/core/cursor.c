@@ -52,11 +52,22 @@ int img_layer_ask(struct img_layer *l, uint64_t off, uint64_t len,
     return 0;
 }
 
+/* Which place an absent run has all the same; formats that know of none leave
+ * the field as it comes. */
+static uint64_t place_of(const struct img_layer *l, const struct img_run *run,
+                         unsigned flags)
+{
+    return (flags & IMG_RUN_PLACES) && l->format->tells_places ? run->host
+                                                               : UINT64_MAX;
+}
+
 /* The run at off as far as one answer of each layer reaches. */
 static int step(struct img_chain *c, unsigned from, uint64_t off,
                 uint64_t len, unsigned flags, struct img_run *run,
                 unsigned *depth, struct img_error *err)
 {
+    uint64_t place = UINT64_MAX;
+
     for (unsigned d = from; d < c->n; d++) {
         int r;
 
@@ -74,13 +85,19 @@ static int step(struct img_chain *c, unsigned from, uint64_t off,
             return -EAGAIN;
         *depth = d;
         r = img_layer_ask(c->layers[d], off, len, flags, run, err);
-        if (r < 0 || run->kind != IMG_RUN_ABSENT)
+        if (r < 0)
             return r;
+        if (run->kind != IMG_RUN_ABSENT) {
+            if (off >= c->layers[d]->size)
+                run->host = place;
+            return 0;
+        }
+        place = place_of(c->layers[d], run, flags);
         len = run->len;
     }
     *depth = c->n;
     *run = (struct img_run){
-        .off = off, .len = len, .kind = IMG_RUN_ABSENT, .host = UINT64_MAX,
+        .off = off, .len = len, .kind = IMG_RUN_ABSENT, .host = place,
     };
     return 0;
 }
@@ -91,10 +108,9 @@ bool img_run_continues(const struct img_run *a, unsigned a_depth,
     if (a->kind != b->kind || a_depth != b_depth)
         return false;
     switch (a->kind) {
-    case IMG_RUN_ABSENT:
-        return true;
     case IMG_RUN_PACKED:
         return false;
+    case IMG_RUN_ABSENT:
     case IMG_RUN_ZERO:
         if (a->sparse != b->sparse)
             return false;
@@ -112,7 +128,7 @@ void img_run_skip(struct img_run *run, uint64_t bytes)
     run->off += bytes;
     run->len -= bytes;
     if (run->kind == IMG_RUN_DATA ||
-        (run->kind == IMG_RUN_ZERO && run->host != UINT64_MAX))
+        (run->kind != IMG_RUN_PACKED && run->host != UINT64_MAX))
         run->host += bytes;
 }
 

@@ -24,7 +24,7 @@ static void to_extent(const struct img_run *run, unsigned depth,
         .depth = depth, .file = run->file, .host_off = UINT64_MAX,
         .sparse = run->kind == IMG_RUN_ZERO && run->sparse,
     };
-    if (run->kind == IMG_RUN_DATA || run->kind == IMG_RUN_ZERO)
+    if (run->kind != IMG_RUN_PACKED)
         e->host_off = run->host;
 }
 
@@ -62,7 +62,8 @@ static int map(struct img_disk *d, uint64_t off, uint64_t len,
         view.n = 1;
     img_cursor_init(&c, &view, 0, off, len,
                     (flags & IMG_MAP_EXACT ? IMG_RUN_EXACT : 0) |
-                    (flags & IMG_MAP_NOW ? IMG_RUN_CACHED : 0));
+                    (flags & IMG_MAP_NOW ? IMG_RUN_CACHED : 0) |
+                    (flags & IMG_MAP_PLACES ? IMG_RUN_PLACES : 0));
     r = img_cursor_next(&c, &run, &depth, err);
     if (r < 0)
         return r;

@@ -15,7 +15,8 @@ struct answer {
 };
 
 static struct answer answer_of(const struct qcow2 *q,
-                               const struct qcow2_entry *e, unsigned sub)
+                               const struct qcow2_entry *e, unsigned sub,
+                               unsigned flags)
 {
     uint64_t in = (uint64_t)sub << q->block_bits;
 
@@ -28,7 +29,9 @@ static struct answer answer_of(const struct qcow2 *q,
     case QCOW2_PACKED_RUN:
         return (struct answer){ IMG_RUN_PACKED, e->host, e->packed_len };
     default:
-        return (struct answer){ IMG_RUN_ABSENT, UINT64_MAX, 0 };
+        return (struct answer){ IMG_RUN_ABSENT,
+                                (flags & IMG_RUN_PLACES) && e->has_host
+                                    ? e->host + in : UINT64_MAX, 0 };
     }
 }
 
@@ -68,8 +71,8 @@ static uint32_t plain_entries(const struct qcow2 *q,
 
 /* Walks blocks from off on as long as the answer continues. */
 static int map_slice(struct qcow2 *q, const struct qcow2_cursor *c,
-                     uint64_t off, uint64_t len, struct img_run *run,
-                     struct img_error *err)
+                     uint64_t off, uint64_t len, unsigned flags,
+                     struct img_run *run, struct img_error *err)
 {
     uint64_t block = UINT64_C(1) << q->block_bits;
     unsigned subs = 1u << (q->cluster_bits - q->block_bits);
@@ -87,7 +90,7 @@ static int map_slice(struct qcow2 *q, const struct qcow2_cursor *c,
         if (r < 0)
             goto out;           /* an error further on is for later */
         for (; sub < subs && at < off + len; sub++, at += block) {
-            struct answer now = answer_of(q, &e, sub);
+            struct answer now = answer_of(q, &e, sub, flags);
 
             if (at == start)
                 first = now;
@@ -109,7 +112,7 @@ out:
     run->file = q->data;
     run->host = first.host;
     if (first.kind == IMG_RUN_DATA ||
-        (first.kind == IMG_RUN_ZERO && first.host != UINT64_MAX))
+        (first.kind != IMG_RUN_PACKED && first.host != UINT64_MAX))
         run->host += off - start;
     run->host_max = first.packed_len;
     run->codec = q->h.compression == QCOW2_ZSTD ? IMG_CODEC_ZSTD
@@ -117,14 +120,15 @@ out:
     return 0;
 }
 
-static int map(struct qcow2 *q, uint64_t off, uint64_t len, bool cached,
+static int map(struct qcow2 *q, uint64_t off, uint64_t len, unsigned flags,
                struct img_run *run, struct img_error *err)
 {
     uint64_t clusters = ((off + len - 1) >> q->cluster_bits) -
                         (off >> q->cluster_bits) + 1;
     struct qcow2_cursor c;
     uint64_t end;
-    int r = img_qcow2_cursor_get(q, off, clusters, cached, &c, err);
+    int r = img_qcow2_cursor_get(q, off, clusters, flags & IMG_RUN_CACHED, &c,
+                                 err);
 
     if (r < 0)
         return r;
@@ -134,7 +138,7 @@ static int map(struct qcow2 *q, uint64_t off, uint64_t len, bool cached,
                                  .kind = IMG_RUN_ABSENT, .host = UINT64_MAX };
         return 0;
     }
-    r = map_slice(q, &c, off, len, run, err);
+    r = map_slice(q, &c, off, len, flags, run, err);
     img_qcow2_cursor_put(q, &c);
     return r;
 }
@@ -197,7 +201,7 @@ int img_qcow2_map(struct img_layer *layer, uint64_t off, uint64_t len,
     int r;
 
     img_lock(&q->lock);
-    r = map(q, off, len, flags & IMG_RUN_CACHED, run, err);
+    r = map(q, off, len, flags, run, err);
     if (r == 0 && (flags & IMG_RUN_EXACT) && !(flags & IMG_RUN_CACHED) &&
         run->kind == IMG_RUN_DATA)
         ask = may_have_holes(q);

@@ -396,7 +396,7 @@ const struct img_format img_qcow2 = {
     .reserve = img_qcow2_reserve, .publish = img_qcow2_publish,
     .abandon = img_qcow2_abandon, .unmap = img_qcow2_unmap,
     .sync = img_qcow2_sync, .touch = img_qcow2_touch,
-    .clear_tail = true, .grow = img_qcow2_grow,
+    .tells_places = true, .clear_tail = true, .grow = img_qcow2_grow,
     .resize = img_qcow2_resize,
     .set_backing = img_qcow2_set_backing,
     .check_base = img_qcow2_check_base, .noted_base = img_qcow2_noted_base,

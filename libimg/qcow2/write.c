@@ -7,6 +7,7 @@
 #include "qcow2/qcow2.h"
 #include "base/checked.h"
 #include "base/error.h"
+#include "file/file.h"
 
 #include <sys/types.h>
 
@@ -256,6 +257,21 @@ static int reserve_in_place(struct qcow2 *q, const struct img_want *w,
     return r;
 }
 
+/* What lies behind the end of the disk in a block that it ends in is zeros:
+ * others show it when they make the disk longer. */
+static int clear_behind_end(struct qcow2 *q, const struct img_place *p,
+                            struct img_error *err)
+{
+    uint64_t end = p->fill_off + p->fill_len;
+    uint64_t upto = img_round_up(end, block_size(q));
+
+    if (end != q->layer->size || upto == end || p->zeroed ||
+        (q->data && (q->h.autoclear & QCOW2_DATA_FILE_RAW)))
+        return 0;
+    return img_file_zero(q->layer->files[p->file], p->host + (end - p->off),
+                         upto - end, 0, err);
+}
+
 int img_qcow2_reserve(struct img_layer *layer, const struct img_want *w,
                       struct img_place *p, struct img_error *err)
 {
@@ -270,6 +286,11 @@ int img_qcow2_reserve(struct img_layer *layer, const struct img_want *w,
     else
         r = reserve_fresh(q, w, p, err);
     img_unlock(&q->lock);
+    if (r == 0 && p->fresh && !p->packed) {
+        r = clear_behind_end(q, p, err);
+        if (r < 0)
+            img_qcow2_abandon(layer, p);
+    }
     return img_qcow2_result(q, r);
 }
 
