@@ -15,8 +15,9 @@ enum { MAX_WORDS = 1024 };
 static struct {
     struct open_how how;
     struct option_list commands;
-    const char *aio;
+    const char *aio, *trace;
     bool read_only, scratch, no_cache, copy_on_read, misalign, native;
+    bool version;
 } args;
 
 static const struct option_def options[] = {
@@ -43,10 +44,15 @@ static const struct option_def options[] = {
       &args.native },
     { OPTION_FLAG, 'm', "misalign", NULL, "accepted for qemu-io's sake",
       &args.misalign },
+    { OPTION_TEXT, 'T', "trace", "EVENTS",
+      "accepted for qemu-io's sake: there are no trace events",
+      &args.trace },
     OPEN_SHARE_ROW(&args.how),
     OPEN_IMAGE_OPTS_ROW(&args.how),
     OPTIONS_OBJECT_ROW(&args.how.objects),
     OPEN_CONFINE_ROWS,
+    { OPTION_FLAG, 'V', "version", NULL, "show the version and exit",
+      &args.version },
     OPTIONS_HELP_ROW,
     { 0 }
 };
@@ -138,7 +144,7 @@ const struct io_command io_commands[] = {
     { "reopen", NULL, 0, -1, true, "[(-r|-w)] [-c cache] [-o options]",
       "closes the image and opens it with other options",
       "\n -r, read-only\n -w, read and write\n -c, cache mode\n"
-      " -o, accepted for qemu-io's sake\n", io_reopen },
+      " -o, options such as discard=unmap\n", io_reopen },
     { "sleep", NULL, 1, 1, false, "ms", "waits for so many milliseconds",
       NULL, io_sleep },
     { "truncate", "t", 1, 3, true, "[-m prealloc_mode] off",
@@ -278,6 +284,10 @@ static int run(int argc, char **argv)
                      .copy_on_read = args.copy_on_read };
     int r = 0;
 
+    if (args.version)
+        return show_version();
+    if (args.trace)
+        no_trace_events();
     if (argc > 1)
         return usage_error("Expecting one image file name");
     if (!open_check(&args.how))

@@ -211,17 +211,22 @@ static int command(struct io *io, int argc, char **argv, const char *letters,
         puts("-z supports only a single length parameter");
         goto fail;
     }
-    if (!parse_range(p, argc, argv) || (is_write && !io_may_write(io)) ||
-        p->invalid || !have_queue(io))
+    if (!parse_range(p, argc, argv) || (is_write && !io_may_write(io)))
+        goto fail;
+    if (p->invalid) {
+        printf("injecting invalid %s request\n", is_write ? "write" : "read");
+        release(p);
+        return 0;
+    }
+    if (!have_queue(io))
         goto fail;
     submit(io, p);
     return 0;
 fail:
     if (c == '?')
         io_usage(io_find(argv[0]));
-    c = p->invalid ? 0 : -1;
     release(p);
-    return c;
+    return -1;
 }
 
 int io_aio_read(struct io *io, int argc, char **argv)

@@ -152,44 +152,147 @@ int io_open(struct io *io, int argc, char **argv)
     return r;
 }
 
-/* The image is closed and opened again, since the library has no way to
- * change how an open one is used. */
-int io_reopen(struct io *io, int argc, char **argv)
+/* ---- reopen ------------------------------------------------------------ */
+
+struct change {
+    bool r, w;
+    const char *cache;          /* -c */
+    char *list;                 /* -o without read-only; NULL = nothing */
+    bool has_read_only, read_only, has_cache;
+};
+
+static int add_option(void *opaque, char *key, char *value)
 {
-    struct open_how how = io->how;
-    bool read_only = io->read_only, r = false, w = false;
+    struct change *ch = opaque;
+    char *longer;
+
+    if (!strcmp(key, "read-only")) {
+        if (value && strcmp(value, "on") && strcmp(value, "off")) {
+            complain("Parameter 'read-only' expects 'on' or 'off'");
+            return 1;
+        }
+        ch->has_read_only = true;
+        ch->read_only = !value || !strcmp(value, "on");
+        return 0;
+    }
+    ch->has_cache |= !strncmp(key, "cache.", 6);
+    longer = format_text("%s,%s=%s", ch->list ? ch->list : "", key,
+                         value ? value : "on");
+    free(ch->list);
+    ch->list = longer;
+    return 0;
+}
+
+static bool parse_change(struct change *ch, int argc, char **argv)
+{
     unsigned unused = 0;
     int c;
 
     while ((c = getopt(argc, argv, "c:o:rw")) != -1) {
-        r |= c == 'r';
-        w |= c == 'w';
+        ch->r |= c == 'r';
+        ch->w |= c == 'w';
         if (c == 'c') {
             if (!open_cache_flags(optarg, "cache option", &unused))
-                return -1;
-            how.cache = optarg;
+                return false;
+            ch->cache = optarg;
+        } else if (c == 'o' && options_split(optarg, add_option, ch)) {
+            return false;
         } else if (c == '?') {
             io_usage(io_find("reopen"));
-            return -1;
+            return false;
         }
     }
-    if (r && w) {
+    if (ch->r && ch->w)
         complain("Only one -r/-w option may be given");
-        return -1;
+    else if ((ch->r || ch->w) && ch->has_read_only)
+        complain("Cannot set both -r/-w and 'read-only'");
+    else if (ch->cache && ch->has_cache)
+        complain("Cannot set both -c and the cache options");
+    else
+        return true;
+    return false;
+}
+
+/* The image's name with further options; what comes last counts. */
+static char *name_with(const struct io *io, const char *list)
+{
+    char *doubled, *made;
+    const char *in = io->name;
+
+    if (io->how.image_opts)
+        return format_text("%s%s", io->name, list);
+    if (!strncmp(io->name, "json:", 5)) {
+        complain("an image that was opened as json: takes no options here");
+        return NULL;
     }
-    if (r || w)
-        read_only = r;
-    if (io->scratch) {
-        io->read_only = read_only;
-        return 0;
+    doubled = need_memory(calloc(2, strlen(in) + 1));
+    for (char *out = doubled; *in; in++) {
+        *out++ = *in;
+        if (*in == ',')
+            *out++ = ',';
     }
+    made = format_text("driver=%s,file.filename=%s%s",
+                       img_format_name(io->disk), doubled, list);
+    free(doubled);
+    return made;
+}
+
+/* Closes the image and opens it as how says; as it was, if that fails. */
+static int open_anew(struct io *io, const struct open_how *how, bool read_only,
+                     const char *name)
+{
+    struct open_how had = io->how;
+    bool had_read_only = io->read_only;
+    char *cache = io->cache ? need_memory(strdup(io->cache)) : NULL;
+    int r;
+
     io_aio_close(io);
-    if (!close_image(io->disk)) {
-        io->disk = NULL;
-        return -1;
-    }
+    r = close_image(io->disk) ? 0 : -1;
     io->disk = NULL;
-    io->how = how;
-    io->read_only = read_only;
-    return io_open_named(io, io->name, false);
+    if (r == 0) {
+        io->how = *how;
+        io->read_only = read_only;
+        r = io_open_named(io, name, false);
+        if (r < 0) {
+            had.cache = cache;
+            io->how = had;
+            io->read_only = had_read_only;
+            io_open_named(io, io->name, false);
+        }
+    }
+    free(cache);
+    return r;
+}
+
+/* The image is closed and opened again, since the library has no way to
+ * change how an open one is used. */
+int io_reopen(struct io *io, int argc, char **argv)
+{
+    struct change ch = { .r = false };
+    struct open_how how = io->how;
+    bool read_only = io->read_only;
+    char *made = NULL;
+    int r = -1;
+
+    if (parse_change(&ch, argc, argv)) {
+        if (ch.r || ch.w)
+            read_only = ch.r;
+        if (ch.has_read_only)
+            read_only = ch.read_only;
+        if (ch.cache)
+            how.cache = ch.cache;
+        if (io->scratch) {
+            io->read_only = read_only;
+            r = 0;
+        } else if (!ch.list) {
+            r = open_anew(io, &how, read_only, io->name);
+        } else if ((made = name_with(io, ch.list))) {
+            how.image_opts = true;
+            how.format = NULL;
+            r = open_anew(io, &how, read_only, made);
+        }
+    }
+    free(made);
+    free(ch.list);
+    return r;
 }

@@ -98,6 +98,8 @@ static int help(void)
     puts("Usage: vimg COMMAND [OPTION]... [ARGUMENT]...\n"
          "Make, show, convert and repair disk images.\n\n"
          "  -h, --help     show this help and exit\n"
+         "  -T, --trace    accepted for qemu-img's sake; there are no trace "
+         "events\n"
          "  -V, --version  show the version and exit\n\n"
          "Commands:");
     for (size_t i = 0; commands[i]; i++)
@@ -110,12 +112,29 @@ static int help(void)
     return 0;
 }
 
-static int version(void)
+int show_version(void)
 {
     unsigned v = img_version();
 
     printf("vimg version %u.%u.%u\n", v / 10000, v / 100 % 100, v % 100);
     return 0;
+}
+
+void no_trace_events(void)
+{
+    warn_line(NULL, "there are no trace events; --trace does nothing");
+}
+
+/* How many words "-T EVENTS", in any of its spellings, takes at argv[at]. */
+static int trace_words(int argc, char **argv, int at)
+{
+    const char *word = argv[at];
+
+    if (!strncmp(word, "--trace=", 8) || (!strncmp(word, "-T", 2) && word[2]))
+        return 1;
+    if (strcmp(word, "-T") && strcmp(word, "--trace"))
+        return 0;
+    return at + 1 < argc ? 2 : 0;
 }
 
 static int run(const struct command *cmd, int argc, char **argv)
@@ -148,8 +167,15 @@ static const struct command *find_command(const char *name)
 static int dispatch(int argc, char **argv)
 {
     const struct command *cmd;
-    const char *word = argc > 1 ? argv[1] : NULL;
+    const char *word;
+    int n;
 
+    while (argc > 1 && (n = trace_words(argc, argv, 1)) > 0) {
+        no_trace_events();
+        argc -= n;
+        argv += n;
+    }
+    word = argc > 1 ? argv[1] : NULL;
     if (!word)
         return usage_error("Not enough arguments");
     if (!strcmp(word, "-h") || !strcmp(word, "--help") ||
@@ -161,7 +187,7 @@ static int dispatch(int argc, char **argv)
         return 0;
     }
     if (!strcmp(word, "-V") || !strcmp(word, "--version"))
-        return version();
+        return show_version();
     if (*word == '-')
         return usage_error("unrecognized option '%s'", word);
     cmd = find_command(word);

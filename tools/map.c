@@ -80,7 +80,6 @@ static void place_hole(const struct img_info *info, struct row *row)
         if (!row->zero || !info || row->start < info->size)
             return;
         row->present = false;
-        row->offset = UINT64_MAX;
     }
     if (row->depth)
         row->depth--;
@@ -92,7 +91,8 @@ static bool next_row(struct img_disk *disk, const struct img_info *info,
     struct img_extent extent;
     struct img_error err;
 
-    if (img_map(disk, at, end - at, IMG_MAP_EXACT, &extent, &err) < 0) {
+    if (img_map(disk, at, end - at, IMG_MAP_EXACT | IMG_MAP_PLACES, &extent,
+                &err) < 0) {
         complain("%s", err.message);
         return false;
     }
@@ -102,8 +102,7 @@ static bool next_row(struct img_disk *disk, const struct img_info *info,
         .zero = extent.kind == IMG_HOLE || extent.kind == IMG_ZEROS,
         .data = extent.kind == IMG_DATA || extent.kind == IMG_COMPRESSED ||
                 extent.sparse,
-        .offset = extent.kind == IMG_DATA || extent.kind == IMG_ZEROS
-                      ? extent.host_off : UINT64_MAX,
+        .offset = extent.host_off,
         .file = img_file_name(disk, extent.depth, extent.file),
     };
     place_hole(info, row);

@@ -78,6 +78,8 @@ static int run(int argc, char **argv)
         complain("Invalid format name: '%s'", args.backing_format);
         return 1;
     }
+    /* What is written to is locked all the same, as by qemu-img. */
+    args.how.share = false;
     open_expect(argv[0], &args.how, IMG_OPEN_WRITE, CONFINE_FOLDERS);
     if (args.backing && *args.backing)
         open_expect_below(argv[0], &args.how, args.backing,

@@ -38,6 +38,9 @@ int usage_error(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 /* img_warn_fn: one line on standard error, "vimg: warning: ...". */
 void warn_line(void *opaque, const char *message);
 
+int show_version(void);         /* 0 */
+void no_trace_events(void);     /* says that --trace does nothing */
+
 void *need_memory(void *p);     /* exits when p is NULL */
 char *format_text(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 

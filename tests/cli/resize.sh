@@ -40,6 +40,15 @@ for size in 400000 1000; do
     qemu-io -r -c "read -P 0 $size $((524288 - size))" "$tmp/v/t.qcow2" \
         >"$tmp/said" || wrong "what was cut off at $size is back"
 done
+# Nor does anything else lie behind the end, though its place is a used one.
+vimg create -q -f qcow2 "$tmp/v/u.qcow2" 100352
+vimg io -d unmap -c 'write -P 7 0 64k' -c 'discard 0 64k' \
+    "$tmp/v/u.qcow2" >"$tmp/said"
+vimg io -c 'write -P 9 64k 34816' "$tmp/v/u.qcow2" >"$tmp/said"
+qemu-img resize -q "$tmp/v/u.qcow2" 200192
+qemu-io -r -c 'read -P 0 100352 99840' "$tmp/v/u.qcow2" >"$tmp/said" ||
+    wrong 'there were old bytes behind the end'
+
 # Nor is anything lost when shrinking is refused.
 prepare qemu-img create -q -f qcow2 -o compat=0.10 o.qcow2 1M
 prepare qemu-io -c 'write -P 5 0 1M' o.qcow2
