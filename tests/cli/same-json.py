@@ -31,7 +31,12 @@ def load(name):
     return json.loads(text) if text.strip() else None
 
 
-found = list(differ(load(sys.argv[1]), load(sys.argv[2]), ""))
-for line in found:
-    print(line, file=sys.stderr)
-sys.exit(1 if found else 0)
+def main():
+    found = list(differ(load(sys.argv[1]), load(sys.argv[2]), ""))
+    for line in found:
+        print(line, file=sys.stderr)
+    sys.exit(1 if found else 0)
+
+
+if __name__ == "__main__":
+    main()
