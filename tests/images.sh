@@ -28,11 +28,12 @@ while IFS=$'\t' read -r file format producer size hash; do
 	[ "$(hash_of out.raw)" = "$hash" ] || die "$file: other bytes"
 	case $format in qcow2 | vdi) vimg check -q "$file" ;; esac
 	# To every other format and back.  The largest one, 8 GiB of holes, has
-	# its hash taken once.
+	# its hash taken once, and goes to each format in one way only.
 	for f in raw qcow2 "qcow2 -c" qcow vdi vmdk \
 		"vmdk -o subformat=streamOptimized" \
 		"vmdk -o subformat=twoGbMaxExtentSparse"; do
 		to=${f%% *}
+		[ "$to" = "$f" ] || [ "$size" -lt 1000000000 ] || continue
 		# shellcheck disable=SC2086
 		vimg convert -f "$format" -O $f "$file" other
 		vimg compare -q -f $to -F "$format" other "$file" ||
