@@ -4,7 +4,9 @@
  * thread per connection, `depth` requests in flight, many requests per send
  * and many replies per recv, nothing looked at but headers.  With -V the
  * data is looked at: every 8 bytes of the disk must hold their own offset
- * (-W writes that first); random writes keep it that way.
+ * (-W writes that first); random writes keep it that way.  Of each sector the
+ * first and the last 8 bytes are compared, so that it is not the client that
+ * is measured.
  *
  *   nbdload -k SOCKET | -p PORT [-x EXPORT] [-m randread|randwrite|read|write]
  *           [-n CONNECTIONS] [-d DEPTH] [-s BYTES] [-t SECONDS] [-P PID]
@@ -249,7 +251,7 @@ static void need(struct conn *c, size_t n)
 static void data(struct conn *c, uint64_t off, uint64_t n)
 {
     need(c, n);
-    for (uint64_t i = 0; verify && i + 8 <= n; i += 8)
+    for (uint64_t i = 0; verify && i + 8 <= n; i += i % 512 ? 8 : 504)
         if (nbd_get64(c->in + c->in_pos + i) != off + i) {
             fprintf(stderr, "nbdload: wrong data at %llu\n",
                     (unsigned long long)(off + i));
