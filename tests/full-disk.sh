@@ -66,4 +66,21 @@ rm "$d/gone"
 wait $pid || [ ! -e "$d/target2" ] || die "a target without a source"
 [ ! -e "$d/target2" ] || cmp -s "$d/target2" "$d/copy" ||
     die "the source's name went, and the copy is wrong"
+
+# Zeros in place of what was cut off would be a wrong copy.
+cp "$d/copy" "$d/short"
+vimg convert -r 1M -f raw -O raw "$d/short" "$d/target3" 2> "$d/words" &
+pid=$!
+until [ -n "$(ls -l /proc/$pid/fd 2>/dev/null | grep short)" ] ||
+    [ ! -d /proc/$pid ]; do :; done
+truncate -s 4096 "$d/short"
+if wait $pid; then
+    cmp -s "$d/target3" "$d/copy" ||
+        [ "$(stat -c %s "$d/target3")" -eq 4096 ] ||
+        die "a shorter source is copied as zeros"
+else
+    grep -q "shorter" "$d/words" || die "says $(cat "$d/words")"
+    [ ! -e "$d/target3" ] || die "half a copy"
+    count=$((count + 1))
+fi
 echo "$count runs against full disks and limits"

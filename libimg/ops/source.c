@@ -1,6 +1,7 @@
 /* Joined sources.  Parts follow each other without gaps; a stretch never
  * crosses from one part into the next. */
 #include "ops/source.h"
+#include "ops/convert.h"
 #include "core/disk.h"
 #include "base/checked.h"
 #include "base/error.h"
@@ -184,4 +185,33 @@ bool img_source_is_remote(const struct img_source *source)
         if (img_chain_is_remote(source->parts[i].io->chain))
             return true;
     return false;
+}
+
+static int still_whole(const struct img_layer *l, struct img_error *err)
+{
+    uint64_t len;
+    int r;
+
+    if (!img_format_is_identity(l->format) || !l->size)
+        return 0;
+    r = img_file_size(l->files[0], &len, err);
+    if (r < 0 || img_round_up(len, UINT64_C(512)) >= l->size)
+        return r;
+    return img_fail(err, EIO, "%s: has become shorter while it was read: "
+                    "%llu bytes of %llu", l->path, (unsigned long long)len,
+                    (unsigned long long)l->size);
+}
+
+int img_source_still_whole(const struct img_source *source,
+                           struct img_error *err)
+{
+    int r = 0;
+
+    for (size_t i = 0; i < source->n && r == 0; i++) {
+        const struct img_part *p = &source->parts[i];
+
+        for (unsigned d = p->from; d < p->io->chain->n && r == 0; d++)
+            r = still_whole(p->io->chain->layers[d], err);
+    }
+    return r;
 }

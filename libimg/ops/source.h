@@ -39,6 +39,11 @@ int img_source_map(const struct img_source *source, uint64_t off,
 int img_source_read(const struct img_source *source, void *buf, size_t len,
                     uint64_t off, struct img_error *err);
 
+/* After reading: a raw file that has become shorter meanwhile read as zeros
+ * there, which nobody wanted. */
+int img_source_still_whole(const struct img_source *source,
+                           struct img_error *err);
+
 /* Whether reading waits for a server rather than for this machine. */
 bool img_source_is_remote(const struct img_source *source);
 bool img_chain_is_remote(const struct img_chain *chain);
