@@ -42,13 +42,21 @@ static int place_run(struct qcow2 *q, const struct qcow2_cursor *c,
         r = img_qcow2_take(q, want, &run->host, &run->n, &run->zeroed, err);
     if (r < 0)
         return r;
-    for (uint64_t i = 0; i < run->n; i++)
-        img_qcow2_entry_store(q, img_qcow2_cursor_entry(q, c, (uint32_t)i),
-                              (run->host + (i << q->cluster_bits)) |
-                              QCOW2_COPIED, bitmap);
+    for (uint64_t i = 0; i < run->n && r == 0; i++) {
+        uint8_t *at = img_qcow2_cursor_entry(q, c, (uint32_t)i);
+
+        /* Subclusters that are zeros stay so; decoded before, no error. */
+        r = img_qcow2_entry_decode(q, at, c->cluster + i, &e, err);
+        if (r == 0)
+            img_qcow2_entry_store(q, at,
+                                  (run->host + (i << q->cluster_bits)) |
+                                  QCOW2_COPIED,
+                                  img_qcow2_has_subclusters(q) && e.bitmap
+                                      ? e.bitmap : bitmap);
+    }
     img_qcow2_cursor_dirty(q, c, 0, (uint32_t)run->n);
     *n = run->n;
-    return 0;
+    return r;
 }
 
 static int fill_run(struct qcow2 *q, const struct run *run,

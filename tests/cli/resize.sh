@@ -49,6 +49,16 @@ qemu-img resize -q "$tmp/v/u.qcow2" 200192
 qemu-io -r -c 'read -P 0 100352 99840' "$tmp/v/u.qcow2" >"$tmp/said" ||
     wrong 'there were old bytes behind the end'
 
+# Nor what lies below, when the tables for it are made at once.
+qemu-img create -q -f qcow2 "$tmp/v/low.qcow2" 4M
+qemu-io -c 'write -P 5 0 4M' "$tmp/v/low.qcow2" >"$tmp/said"
+qemu-img create -q -f qcow2 -o extended_l2=on -b low.qcow2 -F qcow2 \
+    "$tmp/v/over.qcow2" 1M
+vimg resize -q --preallocation=metadata "$tmp/v/over.qcow2" 3M
+qemu-io -r -c 'read -P 5 0 1M' -c 'read -P 0 1M 2M' "$tmp/v/over.qcow2" \
+    >"$tmp/said" || wrong 'the base shows in what the disk gained'
+qemu-img check -q "$tmp/v/over.qcow2" || wrong 'check: grown overlay'
+
 # Nor is anything lost when shrinking is refused.
 prepare qemu-img create -q -f qcow2 -o compat=0.10 o.qcow2 1M
 prepare qemu-io -c 'write -P 5 0 1M' o.qcow2
