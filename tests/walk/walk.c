@@ -2,7 +2,7 @@
  * qemu-img check, every byte as QEMU and as libimg read it, every snapshot,
  * every bitmap.
  *
- *   walk [--steps N] [--seed S]   N steps in chapters of 250 (2,000, or
+ *   walk [--steps N] [--seed S]   N steps in chapters of 250 (1,500, or
  *                                 WALK_STEPS), each with a chain of its own
  *   walk --chapter S --steps N [--skip 3,17] [-v]
  *                                 one chapter; a failure prints such a line
@@ -242,7 +242,7 @@ int main(int argc, char **argv)
     if (!have_program("qemu-img") || !have_program("qemu-io"))
         return 77;
     if (!steps || !*steps)
-        steps = "2000";
+        steps = "1500";
     if (chapter)
         return run_chapter(strtoull(chapter, NULL, 0),
                            strtoull(steps, NULL, 0)) < 0;
