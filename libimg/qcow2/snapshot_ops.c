@@ -217,9 +217,6 @@ static int create(struct qcow2 *q, const char *name, struct img_error *err)
     struct qcow2_snapshot s;
     int r;
 
-    if (q->data)
-        return img_fail(err, ENOTSUP, "%s: an image with an external data "
-                        "file cannot have snapshots", q->layer->path);
     if (q->n_snapshots >= QCOW2_MAX_SNAPSHOTS)
         return img_fail(err, EFBIG, "%s: has %u snapshots already",
                         q->layer->path, q->n_snapshots);
@@ -409,6 +406,11 @@ static int snapshot(struct img_layer *layer, enum verb verb,
     uint64_t size = q->h.size;
     int r, flags = 0, end;
 
+    /* Before anything is touched: the refcounts say nothing of data in
+     * another file, and the flags that follow from them would be wrong. */
+    if (verb == CREATE && q->data)
+        return img_fail(err, ENOTSUP, "%s: an image with an external data "
+                        "file cannot have snapshots", q->layer->path);
     if (verb != CREATE)
         s = img_qcow2_snapshot_find(q, name);
     if (verb != CREATE && !s)

@@ -30,4 +30,10 @@ both snapshot -d 1 -f raw a.raw
 both snapshot -l a.raw
 both snapshot
 both check a.qcow2
+
+# Refused, and nothing is changed.
+prepare qemu-img create -q -f qcow2 -o data_file=d.raw d.qcow2 4M
+prepare qemu-io -c 'write 0 1M' d.qcow2
+both snapshot -c s1 d.qcow2
+qemu-img check -q "$tmp/v/d.qcow2" || wrong 'a refused snapshot did harm'
 finish
