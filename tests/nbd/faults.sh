@@ -5,6 +5,16 @@
 . "$srcdir/tests/nbd/nbd.sh"
 need qemu-img qemu-io nbdkit
 no_libnbd && skip "built without libnbd"
+reader=
+kill_pids() {
+    for p in "$tmp"/*pid; do
+        [ ! -s "$p" ] || kill -9 "$(cat "$p")" 2>/dev/null || :
+    done
+}
+cleanup() {
+    [ -z "$reader" ] || kill "$reader" 2>/dev/null || :
+    kill_pids
+}
 cd "$tmp"
 export TMPDIR="$tmp"
 
@@ -76,6 +86,8 @@ up() { # FILE [OPTIONS]
     rm -f kit.sock kit.pid
     nbdkit -U "$tmp/kit.sock" -P kit.pid --filter=log file "$@" logfile=told
 }
+# One that is killed before it has answered much.
+slow() { up "$@" --filter=delay rdelay=20 wdelay=20; }
 await() { # WORD NUMBER: so many lines of the server's log have it
     k=0
     while [ $k -lt "$2" ] && read -r line <&8; do
@@ -91,7 +103,7 @@ drain() { while read -r line <&8; do :; done; }
 uri="nbd+unix:///?socket=$tmp/kit.sock"
 
 # Reading.
-up disk.raw
+slow disk.raw
 vimg convert -f raw -O raw "$uri&reconnect-delay=60" copy.raw &
 job=$!
 await Read 4
@@ -104,7 +116,7 @@ cmp disk.raw copy.raw || die "reading: other bytes"
 down
 # Without the option it fails; nothing is left of the output.
 rm copy.raw
-up disk.raw
+slow disk.raw
 vimg convert -f raw -O raw "$uri" copy.raw 2>/dev/null &
 job=$!
 await Read 4
@@ -117,7 +129,7 @@ kill $reader
 down
 # Writing.
 truncate -s 24M to.raw
-up to.raw
+slow to.raw
 vimg convert -n -f raw -O raw disk.raw "$uri&reconnect-delay=60" &
 job=$!
 await Write 4
@@ -131,7 +143,7 @@ cmp disk.raw to.raw || die "writing: other bytes"
 # Writes are not taken for safe where the server cannot say so: what it had
 # not written out may be gone, so the flush fails.
 truncate -s 0 to.raw && truncate -s 24M to.raw
-up to.raw --filter=fua
+slow to.raw --filter=fua
 vimg convert -n -f raw -O raw disk.raw "$uri&reconnect-delay=60" 2>err &
 job=$!
 await Write 8
@@ -143,7 +155,7 @@ grep -q "not flushed" err || die "that is not told: $(cat err)"
 kill $reader
 down
 # Another disk behind the same name is not taken for the old one.
-up disk.raw
+slow disk.raw
 vimg convert -f raw -O raw "$uri&reconnect-delay=1" copy.raw 2>/dev/null &
 job=$!
 await Read 4
