@@ -35,5 +35,5 @@ both check a.qcow2
 prepare qemu-img create -q -f qcow2 -o data_file=d.raw d.qcow2 4M
 prepare qemu-io -c 'write 0 1M' d.qcow2
 both snapshot -c s1 d.qcow2
-qemu-img check -q "$tmp/v/d.qcow2" || wrong 'a refused snapshot did harm'
+(cd "$tmp/v" && qemu-img check -q d.qcow2) || wrong 'a refused snapshot did harm'
 finish
