@@ -2,10 +2,12 @@
  *
  * Thin names over pthreads, in one file so that a test build can put a
  * deterministic scheduler under them.  Errors of these calls are the
- * programmer's own mistakes.
+ * programmer's own mistakes; a thread that takes a rwlock which it holds is
+ * one that the calls report.
  */
 #ifndef IMG_BASE_SYNC_H
 #define IMG_BASE_SYNC_H
+#include <assert.h>
 #include <pthread.h>
 #include <stdbool.h>
 #include <time.h>
@@ -87,7 +89,10 @@ static inline void img_rwlock_destroy(struct img_rwlock *l)
 
 static inline void img_read_lock(struct img_rwlock *l)
 {
-    pthread_rwlock_rdlock(&l->l);
+    int r = pthread_rwlock_rdlock(&l->l);
+
+    assert(r == 0);
+    (void)r;
 }
 
 static inline bool img_try_read_lock(struct img_rwlock *l)
@@ -97,7 +102,10 @@ static inline bool img_try_read_lock(struct img_rwlock *l)
 
 static inline void img_write_lock(struct img_rwlock *l)
 {
-    pthread_rwlock_wrlock(&l->l);
+    int r = pthread_rwlock_wrlock(&l->l);
+
+    assert(r == 0);
+    (void)r;
 }
 
 static inline void img_rw_unlock(struct img_rwlock *l)

@@ -132,10 +132,15 @@ static struct img_disk *lock_shape(const struct img_disk *disk)
     return d;
 }
 
+uint64_t img_disk_size(const struct img_disk *disk)
+{
+    return disk->chain->layers[0]->size;
+}
+
 uint64_t img_size(const struct img_disk *disk)
 {
     struct img_disk *d = lock_shape(disk);
-    uint64_t size = d->chain->layers[0]->size;
+    uint64_t size = img_disk_size(d);
 
     img_rw_unlock(&d->structure);
     return size;

@@ -21,6 +21,8 @@ struct img_disk {
 int img_disk_open(const char *path, int fd, struct img_file *file,
                   const struct img_open_options *opts,
                   struct img_disk **disk, struct img_error *err);
+/* Of the disk, in bytes; the caller holds structure, which img_size takes. */
+uint64_t img_disk_size(const struct img_disk *disk);
 /* core/queue.c: ends the helpers.  NULL is fine. */
 void img_crew_end(struct img_crew *crew);
 #endif

@@ -29,7 +29,7 @@ static int copy_down(struct img_disk *d, unsigned depth,
     if (!lower->format->reserve)
         return img_fail(err, ENOTSUP, "%s: format %s cannot be written in "
                         "place", lower->path, lower->format->info.name);
-    r = img_source_one(&c.source, &d->io, 0, img_size(d), err);
+    r = img_source_one(&c.source, &d->io, 0, img_disk_size(d), err);
     if (r == 0)
         r = img_copy_run(&c, job, err);
     img_source_free(&c.source);
@@ -56,9 +56,9 @@ static int commit(struct img_disk *d, unsigned depth, bool empty,
     struct img_layer *lower = d->chain->layers[depth];
     int r = 0;
 
-    if (lower->size < img_size(d))
-        r = img_resize_layer(&d->io, depth, img_size(d), IMG_PREALLOC_OFF,
-                             err);
+    if (lower->size < img_disk_size(d))
+        r = img_resize_layer(&d->io, depth, img_disk_size(d),
+                             IMG_PREALLOC_OFF, err);
     /* A raw file's length is its size: the new one, or still the old. */
     if (r == 0)
         r = img_io_flush(&d->io, depth, err);

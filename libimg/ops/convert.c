@@ -175,7 +175,7 @@ static int is_zero_by_map(struct img_disk *to, bool *zero,
     struct img_source s;
     struct img_stretch st;
     uint64_t off = 0;
-    int r = img_source_one(&s, &to->io, 0, img_size(to), err);
+    int r = img_source_one(&s, &to->io, 0, img_disk_size(to), err);
 
     *zero = true;
     while (r == 0 && *zero && off < s.size) {
@@ -271,22 +271,23 @@ int img_convert_to_disk(struct img_convert *cv, struct img_disk *to,
     struct img_source base = { 0 };
     int r;
 
-    if (img_size(to) < c->source.size)
+    if (img_disk_size(to) < c->source.size)
         return img_fail(err, EINVAL, "%s: %llu bytes are too few for the "
                         "source's %llu", img_path(to),
-                        (unsigned long long)img_size(to),
+                        (unsigned long long)img_disk_size(to),
                         (unsigned long long)c->source.size);
     r = prepare_disk(cv, to, made, err);
     if (r == 0 && made && to->chain->n > 1) {
-        r = img_source_one(&base, &to->io, 1, img_size(to), err);
+        r = img_source_one(&base, &to->io, 1, img_disk_size(to), err);
         c->base = &base;
     }
     if (r == 0)
         r = img_copy_run(c, cv->job, err);
     /* Behind the source's end the backing file must not show through. */
-    if (r == 0 && c->base && img_size(to) > c->source.size)
+    if (r == 0 && c->base && img_disk_size(to) > c->source.size)
         r = img_io_zero(&to->io, 0, c->source.size,
-                        img_size(to) - c->source.size, IMG_MAY_UNMAP, err);
+                        img_disk_size(to) - c->source.size, IMG_MAY_UNMAP,
+                        err);
     if (r == 0 && cv->opts.bitmaps)
         r = img_bitmaps_copy(cv->from[0], to, &cv->opts, err);
     if (r == 0 && !cv->opts.no_sync)

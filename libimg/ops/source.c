@@ -23,7 +23,7 @@ int img_source_join(struct img_source *s, struct img_disk *const *disks,
 
         p->io = &disks[i]->io;
         p->start = s->size;
-        p->size = img_size(disks[i]);
+        p->size = img_disk_size(disks[i]);
         if (!img_add(s->size, p->size, &s->size) || s->size > INT64_MAX)
             return img_fail(err, EFBIG, "%s: the joined images are too "
                             "large", img_path(disks[i]));

@@ -271,7 +271,6 @@ static int reserve_fresh(struct img_layer *layer, struct vmdk_extent *x,
     if (r)
         return r;
     img_write_lock(&st->lock);
-    kind = img_vmdk_grain(s, slices[0]->data, i, &host);
     while (count < n) {
         kind = img_vmdk_grain(s, slices[0]->data, i + count, &host);
         if (kind == VMDK_GRAIN_DATA || kind == VMDK_GRAIN_BAD)

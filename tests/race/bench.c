@@ -277,6 +277,7 @@ static int change(struct bench *b, const struct step *step, uint8_t value,
     case FORGET: return img_snapshot_delete(b->disk, "s", err);
     case GROW: return img_resize(b->disk, (uint64_t)GROWN * b->quarter,
                                  false, IMG_PREALLOC_OFF, NULL, err);
+    case COMMIT: return img_commit(b->disk, 1, false, NULL, err);
     case SHRINK: return img_resize(b->disk, (uint64_t)SHRUNK * b->quarter,
                                    true, IMG_PREALLOC_OFF, NULL, err);
     default: break;
@@ -301,7 +302,7 @@ static struct event *note(struct bench *b, const struct step *step)
         return add_event(b, step->what, step->off, step->len, 0);
     case APPLY:
         return add_event(b, APPLY, 0, QUARTERS, 0);
-    case SNAPSHOT: case FORGET: case GROW: case SHRINK:
+    case SNAPSHOT: case FORGET: case GROW: case SHRINK: case COMMIT:
         return add_event(b, step->what, 0, 0, 0);
     default:
         return NULL;
@@ -455,6 +456,8 @@ static bool restore(struct bench *b)
         close(fd);
     b->n = b->n_before;
     b->n_flushed = 0;
+    if (b->work->commits)
+        make_base(b, (uint64_t)QUARTERS * b->quarter);
     return ok || wrong(b, b->path, "cannot be written");
 }
 

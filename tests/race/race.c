@@ -91,7 +91,8 @@ int main(int argc, char **argv)
     for (const struct shape *s = shapes; s->name; s++)
         for (const struct work *w = works; w->name; w++)
             if (wanted(s->name, o.shape) && wanted(w->name, o.work) &&
-                (!w->snapshots || s->snapshots))
+                (!w->snapshots || s->snapshots) &&
+                (!w->commits || s->backing))
                 failed += !explore(&o, s, w, &total);
     printf("race: %lu schedules, %u failed\n", total, failed);
     return failed ? 1 : total ? 0 : 2;

@@ -8,7 +8,7 @@ enum { ACTORS = 3, STEPS = 4, QUARTERS = 128 };
 
 enum what {
     NOTHING, WRITE, ZERO, DISCARD, READ, FLUSH, SNAPSHOT, APPLY, FORGET, GROW,
-    SHRINK, PACK
+    SHRINK, PACK, COMMIT
 };
 
 /* Offsets and lengths are in quarters of a cluster, the disk has QUARTERS of
@@ -18,6 +18,7 @@ struct step { enum what what; unsigned off, len; };
 struct work {
     const char *name;
     bool snapshots;             /* needs a format that has them */
+    bool commits;               /* needs a backing file */
     struct step before[6];      /* alone, before the others */
     struct step actors[ACTORS][STEPS];
 };
