@@ -9,6 +9,7 @@
 #include "core/disk.h"
 #include "base/checked.h"
 #include "base/error.h"
+#include "file/file.h"
 #include "ops/convert.h"
 #include "ops/dependants.h"
 
@@ -56,29 +57,44 @@ static int clear_growth(struct img_io *io, unsigned depth, uint64_t from,
     return r;
 }
 
-/* Shrinks to whole clusters first, which says whether it can be done at all,
- * and clears what is left behind the new end while there is a place for it. */
-static int clear_tail(struct img_io *io, unsigned depth, uint64_t size,
+/* Bytes of a file that ends before them are zeros already. */
+static int lies_in_file(const struct img_layer *l, const struct img_run *run,
+                        bool *inside, struct img_error *err)
+{
+    uint64_t size = UINT64_MAX;
+    int r = 0;
+
+    if (run->kind == IMG_RUN_DATA)
+        r = img_file_size(l->files[run->file], &size, err);
+    *inside = run->host < size;
+    return r;
+}
+
+/* The rest of the last cluster, behind the end that the disk has by now.  No
+ * request is in flight, so that for a moment it may end with its cluster. */
+static int clear_tail(struct img_io *io, unsigned depth,
                       struct img_error *err)
 {
     struct img_layer *l = io->chain->layers[depth];
-    uint64_t end = img_round_up(size, UINT64_C(1) << l->cluster_bits);
-    uint64_t off = size;
-    int r;
+    uint64_t size = l->size, off = size;
+    int r = 0;
 
-    end = IMG_MIN(end, l->size);
-    r = l->format->resize(l, end, IMG_PREALLOC_OFF, err);
-    while (r == 0 && off < end) {
+    l->size = img_round_up(size, UINT64_C(1) << l->cluster_bits);
+    while (r == 0 && off < l->size) {
         struct img_run run = { 0 };
+        bool inside = false;
         unsigned at;
 
-        r = img_chain_map(io->chain, depth, off, end - off, 0, &run, &at,
+        r = img_chain_map(io->chain, depth, off, l->size - off, 0, &run, &at,
                           err);
         if (r == 0 && at == depth &&
             (run.kind == IMG_RUN_DATA || run.kind == IMG_RUN_PACKED))
+            r = lies_in_file(l, &run, &inside, err);
+        if (r == 0 && inside)
             r = img_io_zero(io, depth, off, run.len, IMG_MAY_UNMAP, err);
         off += run.len;
     }
+    l->size = size;
     return r;
 }
 
@@ -108,10 +124,9 @@ int img_resize_layer(struct img_io *io, unsigned depth, uint64_t size,
             return r;
         }
     }
-    if (size < old && l->format->clear_tail)
-        r = clear_tail(io, depth, size, err);
-    if (r == 0)
-        r = l->format->resize(l, size, prealloc, err);
+    r = l->format->resize(l, size, prealloc, err);
+    if (r == 0 && size < old && l->format->clear_tail)
+        r = clear_tail(io, depth, err);
     if (r == 0 && size > old && !l->format->grow &&
         !img_format_is_identity(l->format))
         r = clear_growth(io, depth, old, err);

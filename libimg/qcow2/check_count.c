@@ -227,7 +227,7 @@ static int make_room(struct qcow2_checking *c, struct img_error *err)
 
 void img_qcow2_window_close(struct qcow2_checking *c)
 {
-    for (uint64_t i = 0; i < c->n_slots; i++)
+    for (uint64_t i = 0; c->pages && i < c->n_slots; i++)
         drop_page(c, i);
     free(c->pages);
     c->pages = NULL;
