@@ -6,7 +6,7 @@
  * the top image showed before.  The operation, run again, must succeed and
  * leave what it leaves when nothing interrupts it.
  *
- * CRASH_STATES=n: how many states in all; CRASH_SEED=n: where to begin.
+ * CRASH_CHAIN_STATES=n: how many states in all; CRASH_SEED=n: where to begin.
  */
 #include "unit/unit.h"
 #include "unit/scratch.h"
@@ -360,7 +360,7 @@ int main(void)
     if (!getenv("TMPDIR") && access("/dev/shm", W_OK) == 0)
         setenv("TMPDIR", "/dev/shm", 1);
     seed0 = number_of("CRASH_SEED", seed0);
-    want_states = number_of("CRASH_STATES", want_states);
+    want_states = number_of("CRASH_CHAIN_STATES", want_states);
     has_qemu = system("command -v qemu-img >/dev/null") == 0;
     for (size_t i = 0; i < IMG_COUNT(shapes); i++)
         tests[i] = (struct CMUnitTest) {

@@ -99,9 +99,9 @@ static void range_of(const struct work *w, int arg, uint64_t *off,
     }
     if ((arg & SHAPE) == FULL)
         *len = 4 * per;
+    size = IMG_MIN(size, (uint64_t)MAX_SECTORS * SECTOR);   /* have tags */
     *off = IMG_MIN(*off, size - SECTOR);
     *len = IMG_MIN(*len, size - *off);
-    *len = IMG_MIN(*len, (uint64_t)MAX_SECTORS * SECTOR - *off);
 }
 
 static int op_write(struct work *w, int arg)
