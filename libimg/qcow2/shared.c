@@ -22,7 +22,7 @@ static bool is_next(const struct qcow2 *q, const struct row *row,
     return (raw & ~QCOW2_COPIED) == next && next < q->end;
 }
 
-/* What one L2 table refers to, neighbours merged; rows has room for two for
+/* What one L2 table refers to, neighbours merged; rows has room for one for
  * each entry. */
 static int rows_of(struct qcow2 *q, const uint8_t *table, uint64_t l1_index,
                    struct row *rows, size_t *n, struct img_error *err)

@@ -102,12 +102,15 @@ static int write_table(struct qcow2 *q, uint64_t old_bytes,
     img_put_be32(field, q->n_snapshots);
     img_put_be64(field + 4, off);
     r = img_file_pwrite(q->file, field, sizeof field, 60, err);
-    if (r == 0)
-        r = img_file_sync(q->file, err);
     if (r < 0)
         return r;
+    /* From here on the header may name the new list, even if the sync fails:
+     * no reference that either list needs may be dropped then. */
     q->h.n_snapshots = q->n_snapshots;
     q->h.snapshots_offset = off;
+    r = img_file_sync(q->file, err);
+    if (r < 0)
+        return r;
     img_lock(&q->lock);
     r = old_bytes ? img_qcow2_give_back(q, old, old_bytes, err) : 0;
     img_unlock(&q->lock);
