@@ -59,7 +59,6 @@ struct step_kind {
     const char *name;
     unsigned weight;
     int (*run)(struct walk *w); /* 1: not here, 0: done, -1: wrong */
-    unsigned long done, refused;
 };
 
 /* A qcow2 image of that name, in the words of programs that have no -t. */
