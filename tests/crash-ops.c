@@ -116,6 +116,12 @@ static int op_write(struct work *w, int arg)
     return img_pwrite(w->d, buf, len, off, flags, &w->err);
 }
 
+int write_sector(struct work *w, uint64_t sector, uint32_t tag)
+{
+    fill(sector * SECTOR, SECTOR, tag);
+    return img_pwrite(w->d, buf, SECTOR, sector * SECTOR, 0, &w->err);
+}
+
 static int op_zero(struct work *w, int arg)
 {
     uint64_t off, len;

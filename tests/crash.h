@@ -100,6 +100,8 @@ void put_file(const char *dir, const char *name, const uint8_t *data,
 int open_work(struct work *w);
 /* Runs it, and fills w->m with what is expected now. */
 int run_operation(struct work *w, const struct operation *op);
+/* Outside the table; w->m does not learn of it. */
+int write_sector(struct work *w, uint64_t sector, uint32_t tag);
 int read_disk(struct img_disk *d, struct view *v, struct img_error *err);
 int read_bits(struct img_disk *d, uint8_t *bits, struct img_error *err);
 

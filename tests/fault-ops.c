@@ -98,6 +98,34 @@ static void look(const struct run *run, struct work *w,
         wrong(run, what);
 }
 
+/* What is written and flushed after an error is there as ever.  Where that
+ * fails too, the sectors are old or new. */
+static void go_on(struct work *w, struct history *h)
+{
+    static struct model after[3 * (MAX_STEPS + 2)];
+    uint64_t sectors = IMG_MIN(img_size(w->d) / SECTOR, MAX_SECTORS);
+    const uint32_t tag = 5000;
+    int n = h->to - h->from + 1, r = 0;
+
+    for (uint64_t s = 0; s < sectors && r == 0; s += sectors / 8)
+        r = write_sector(w, s, tag);
+    if (r == 0)
+        r = img_flush(w->d, &w->err);
+    for (int i = 0; i < n; i++) {
+        struct model *m = &after[2 * n + i];
+
+        *m = after[i] = h->steps[h->from + i];
+        if (m->has_bitmap)
+            read_bits(w->d, m->bits, &w->err);
+        after[n + i] = *m;
+        for (uint64_t s = 0; s < sectors; s += sectors / 8)
+            if (s < m->disk.size / SECTOR)
+                m->disk.tags[s] = tag;
+    }
+    *h = (struct history){ after, r == 0 ? 2 * n : 0, 3 * n - 1,
+                           h->switches && r == 0 };
+}
+
 /* Runs until an operation fails; closes.  h: what may be seen then. */
 static void perform(const struct run *run, struct work *w,
                     struct shim_fault *fault, struct history *h)
@@ -109,7 +137,8 @@ static void perform(const struct run *run, struct work *w,
         shim_fault = fault;
         r = run_operation(w, run->ops[i]);
         shim_fault = NULL;
-        if (r == -ENOTSUP && (!fault->failed || !w->err.message[0]))
+        if (r == -ENOTSUP && (run->kind->unseen || !fault->failed ||
+                              !w->err.message[0]))
             r = 0;              /* does not apply now */
         h->switches = run->ops[i]->how == SWITCHES && r < 0;
         if (r == 0 && run->ops[i]->how != LATER)
@@ -119,8 +148,10 @@ static void perform(const struct run *run, struct work *w,
         wrong(run, w->err.message[0] ? w->err.message : "failed");
     if (r < 0 && !w->err.message[0])
         wrong(run, "no words");
-    if (r < 0)
+    if (r < 0) {
         look(run, w, h);
+        go_on(w, h);
+    }
     shim_fault = fault;
     r = img_close(w->d, &w->err);
     shim_fault = NULL;

@@ -32,6 +32,7 @@ int img_qcow2_set_backing(struct img_layer *layer, const char *name,
         free(q->h.backing_format);
         q->h.backing = old_name;
         q->h.backing_format = old_fmt;
+        img_qcow2_identity_note(&q->h, NULL, NULL);
         return r;
     }
     free(old_name);

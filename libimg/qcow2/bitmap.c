@@ -13,8 +13,7 @@
 
 enum {
     MAX_BITMAPS = 65535, MAX_DIRECTORY = 64 << 20, /* QEMU's limits */
-    MIN_GRANULARITY = 9, MAX_GRANULARITY = 31,
-    MAX_BITS_BYTES = 1 << 30    /* of one bitmap in memory */
+    MIN_GRANULARITY = 9, MAX_GRANULARITY = 31
 };
 
 void img_qcow2_bitmap_free(struct qcow2_bitmap *b)
@@ -81,7 +80,7 @@ static int check_entry(struct qcow2 *q, uint32_t index,
         b->table_off >= q->end || !img_inside(b->table_off, table_bytes,
                                               q->end))
         return bad(q, index, "its table lies outside the file", err);
-    if (b->n_bits / 8 > MAX_BITS_BYTES)
+    if (b->n_bits / 8 > BITMAP_MAX_BYTES)
         return bad(q, index, "it has too many bits", err);
     if (!b->broken && b->table_size != img_div_up(b->n_bits, per_cluster))
         return bad(q, index, "its table does not go with the disk's size",

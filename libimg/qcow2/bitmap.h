@@ -13,7 +13,9 @@
 #include "qcow2/qcow2.h"
 
 enum { BITMAP_IN_USE = 1, BITMAP_AUTO = 2, BITMAP_EXTRA_COMPATIBLE = 4 };
-enum { BITMAP_DIRTY_TRACKING = 1, BITMAP_FIXED = 24, BITMAP_MAX_NAME = 1023 };
+enum { BITMAP_DIRTY_TRACKING = 1, BITMAP_FIXED = 24, BITMAP_MAX_NAME = 1023,
+       BITMAP_MAX_BYTES = 512 << 20 };  /* of one bitmap's bits; QEMU's limit
+                                           for its clusters */
 
 struct qcow2_bitmap {
     char *name;

@@ -132,8 +132,20 @@ int img_qcow2_bitmaps_touch(struct qcow2 *q, uint64_t off, uint64_t len,
     return 0;
 }
 
-int img_qcow2_bitmaps_resize(struct qcow2 *q, uint64_t size,
-                             struct img_error *err)
+/* An image with such a bitmap could not be opened any more. */
+static int refuse_bits(const struct qcow2 *q, const char *name, uint64_t n,
+                       uint32_t granularity, struct img_error *err)
+{
+    if (n / 8 <= BITMAP_MAX_BYTES)
+        return 0;
+    return img_fail(err, EFBIG, "%s: bitmap '%s' would have %llu bits of %u "
+                    "bytes, which is too many; a larger granularity needs "
+                    "fewer", q->layer->path, name, (unsigned long long)n,
+                    granularity);
+}
+
+int img_qcow2_bitmaps_grow(struct qcow2 *q, uint64_t size,
+                           struct img_error *err)
 {
     struct qcow2_bitmaps *m = q->bitmaps;
     int r;
@@ -150,21 +162,39 @@ int img_qcow2_bitmaps_resize(struct qcow2 *q, uint64_t size,
         struct qcow2_bitmap *b = &m->list[i];
         uint64_t n = img_qcow2_bitmap_bits(b, size);
         uint64_t old = img_div_up(b->n_bits, 8), now = img_div_up(n, 8);
-        uint8_t *bits = realloc(b->bits, now + 1);
+        uint8_t *bits;
 
+        if (n <= b->n_bits)
+            continue;
+        r = refuse_bits(q, b->name, n, 1u << b->granularity_bits, err);
+        if (r < 0)
+            return r;
+        bits = realloc(b->bits, now + 1);
         if (!bits)
             return img_fail_nomem(err);
+        memset(bits + old, 0, now - old);
         b->bits = bits;
-        if (now > old)
-            memset(bits + old, 0, now - old);
-        for (uint64_t k = n; k < now * 8 && k < b->n_bits; k++)
-            bits[k / 8] &= (uint8_t)~(1u << k % 8);
-        for (uint64_t k = b->n_bits; k < old * 8 && k < n; k++)
-            bits[k / 8] &= (uint8_t)~(1u << k % 8);
         b->n_bits = n;
         b->changed = true;
     }
     return r;
+}
+
+void img_qcow2_bitmaps_fit(struct qcow2 *q)
+{
+    struct qcow2_bitmaps *m = q->bitmaps;
+
+    for (uint32_t i = 0; m && i < m->n; i++) {
+        struct qcow2_bitmap *b = &m->list[i];
+        uint64_t n = img_qcow2_bitmap_bits(b, q->h.size);
+
+        if (b->broken || n >= b->n_bits)
+            continue;
+        for (uint64_t k = n; k % 8 && k < b->n_bits; k++)
+            b->bits[k / 8] &= (uint8_t)~(1u << k % 8);
+        b->n_bits = n;
+        b->changed = true;
+    }
 }
 
 /* ---- the hooks --------------------------------------------------------- */
@@ -233,6 +263,7 @@ static int add(struct qcow2 *q, const char *name, uint32_t granularity,
 {
     struct qcow2_bitmaps *m = q->bitmaps;
     struct qcow2_bitmap *list, *b;
+    int r;
 
     if (q->h.version < 3)
         return img_fail(err, ENOTSUP, "%s: bitmaps need compat 1.1",
@@ -262,12 +293,20 @@ static int add(struct qcow2 *q, const char *name, uint32_t granularity,
     b->granularity_bits = (uint8_t)img_log2(granularity);
     b->flags = BITMAP_AUTO;
     b->n_bits = img_qcow2_bitmap_bits(b, q->h.size);
+    r = refuse_bits(q, name, b->n_bits, granularity, err);
+    if (r < 0)
+        return r;
     b->name = strdup(name);
     if (!b->name)
         return img_fail_nomem(err);
+    r = img_qcow2_bitmap_load_bits(q, b, err);
+    if (r < 0) {
+        img_qcow2_bitmap_free(b);
+        return r;
+    }
     b->changed = true;
     m->n++;
-    return img_qcow2_bitmap_load_bits(q, b, err);
+    return 0;
 }
 
 static int edit(struct qcow2 *q, struct qcow2_bitmap *b,
@@ -299,7 +338,8 @@ static int bitmap_edit(struct img_layer *layer, const char *name,
                        struct img_error *err)
 {
     struct qcow2 *q = img_qcow2_of(layer);
-    struct qcow2_bitmap *b;
+    struct qcow2_bitmap *b = NULL;
+    uint32_t flags = 0;
     int r = 0;
 
     if (verb == IMG_BITMAP_ADD) {
@@ -312,13 +352,19 @@ static int bitmap_edit(struct img_layer *layer, const char *name,
         return img_qcow2_bitmap_remove(q, b, err);
     } else {
         b = usable(q, name, err);
+        flags = b ? b->flags : 0;
         r = b ? edit(q, b, verb, err) : err ? -err->code : -EINVAL;
     }
     if (r < 0)
         return r;
     q->bitmaps->dirty = true;
     img_qcow2_bitmaps_update(q);
-    return img_qcow2_bitmaps_save(q, err);
+    r = img_qcow2_bitmaps_save(q, err);
+    if (r < 0 && verb == IMG_BITMAP_DISABLE) {
+        b->flags = flags;       /* as the file has it: it goes on recording */
+        img_qcow2_bitmaps_update(q);
+    }
+    return r;
 }
 
 const struct img_bitmap_ops img_qcow2_bitmap_ops = {

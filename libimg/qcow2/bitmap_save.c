@@ -129,7 +129,6 @@ static int store_directory(struct qcow2 *q, uint64_t *off, uint64_t *len,
     r = take(q, *len, off, err);
     for (uint32_t i = 0; i < m->n && r == 0; i++) {
         build_entry(&m->list[i], buf + at);
-        m->list[i].flags_at = *off + at + 12;
         at += entry_bytes(&m->list[i]);
     }
     return r == 0 ? img_file_pwrite(q->file, buf, *len, *off, err) : r;
@@ -173,18 +172,30 @@ static int forget_old(struct qcow2 *q, const struct old *old,
 static int switch_header(struct qcow2 *q, uint64_t off, uint64_t len,
                          struct img_error *err)
 {
+    struct qcow2_bitmaps *m = q->bitmaps;
+    struct qcow2_header old = q->h;
     int r = img_qcow2_write_back(q, true, err);
 
     if (r < 0)
         return r;
-    q->h.n_bitmaps = q->bitmaps->n;
+    q->h.n_bitmaps = m->n;
     q->h.bitmaps_offset = off;
     q->h.bitmaps_size = len;
-    if (q->bitmaps->n)
+    if (m->n)
         q->h.autoclear |= QCOW2_BITMAPS;
     else
         q->h.autoclear &= ~QCOW2_BITMAPS;
-    return img_qcow2_header_write(q, err);
+    r = img_qcow2_header_write(q, err);
+    if (r < 0) {
+        q->h = old;
+        return r;
+    }
+    off += 12;
+    for (uint32_t i = 0; i < m->n; i++) {
+        m->list[i].flags_at = off;
+        off += entry_bytes(&m->list[i]);
+    }
+    return 0;
 }
 
 int img_qcow2_bitmaps_save(struct qcow2 *q, struct img_error *err)
@@ -196,6 +207,7 @@ int img_qcow2_bitmaps_save(struct qcow2 *q, struct img_error *err)
 
     if (!m || !m->dirty)
         return 0;
+    img_qcow2_bitmaps_fit(q);
     r = remember(q, &old, err);
     for (uint32_t i = 0; i < m->n && r == 0; i++)
         if (m->list[i].changed)
@@ -220,15 +232,23 @@ int img_qcow2_bitmap_remove(struct qcow2 *q, struct qcow2_bitmap *b,
     struct qcow2_bitmaps *m = q->bitmaps;
     struct qcow2_bitmap gone = *b;
     struct freeing f = { q, err };
+    size_t behind = (size_t)(&m->list[m->n] - (b + 1)) * sizeof *b;
     int r;
 
-    memmove(b, b + 1, (size_t)(&m->list[m->n] - (b + 1)) * sizeof *b);
+    memmove(b, b + 1, behind);
     m->n--;
     m->dirty = true;
     img_qcow2_bitmaps_update(q);
     r = img_qcow2_bitmaps_save(q, err);
-    if (r == 0)
-        r = img_qcow2_bitmap_visit(q, &gone, free_old, &f, err);
+    if (r < 0) {
+        /* The header names it still: it goes on recording. */
+        memmove(b + 1, b, behind);
+        *b = gone;
+        m->n++;
+        img_qcow2_bitmaps_update(q);
+        return r;
+    }
+    r = img_qcow2_bitmap_visit(q, &gone, free_old, &f, err);
     if (r == 0)
         r = img_qcow2_settle(q, err);
     img_qcow2_bitmap_free(&gone);

@@ -89,6 +89,23 @@ static int write_behind(struct qcow2 *q, const uint8_t *old,
     return r == 0 ? img_file_sync(q->file, err) : r;
 }
 
+/* The header has the new bytes, or the old ones again; or nobody knows. */
+static int switch_bytes(struct qcow2 *q, const uint8_t *old,
+                        const uint8_t *now, size_t len, uint64_t at,
+                        struct img_error *err)
+{
+    int r = img_file_pwrite(q->file, now, len, at, err);
+
+    if (r == 0)
+        r = img_file_sync(q->file, err);
+    if (r < 0 && (img_file_pwrite(q->file, old, len, at, NULL) < 0 ||
+                  img_file_sync(q->file, NULL) < 0)) {
+        __atomic_store_n(&q->lost, true, __ATOMIC_RELAXED);
+        __atomic_store_n(&q->layer->broken, true, __ATOMIC_RELAXED);
+    }
+    return r;
+}
+
 int img_qcow2_header_write(struct qcow2 *q, struct img_error *err)
 {
     img_autofree uint8_t *buf = malloc(q->cluster_size);
@@ -103,9 +120,16 @@ int img_qcow2_header_write(struct qcow2 *q, struct img_error *err)
     r = img_qcow2_header_build(q->layer->path, &q->h, old, buf, err);
     if (r == 0)
         r = write_behind(q, old, buf, err);
-    if (r == 0)
-        r = img_file_pwrite(q->file, buf, QCOW2_SECTOR, 0, err);
-    return r == 0 ? img_file_sync(q->file, err) : r;
+    return r == 0 ? switch_bytes(q, old, buf, QCOW2_SECTOR, 0, err) : r;
+}
+
+int img_qcow2_header_switch(struct qcow2 *q, const uint8_t *field, size_t len,
+                            uint64_t at, struct img_error *err)
+{
+    uint8_t old[32];
+    int r = img_file_pread(q->file, old, len, at, err);
+
+    return r == 0 ? switch_bytes(q, old, field, len, at, err) : r;
 }
 
 void img_qcow2_shape(struct qcow2 *q)

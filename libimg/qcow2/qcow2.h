@@ -138,6 +138,8 @@ struct qcow2 {
     struct img_tcache *tables;
     bool discard;               /* IMG_OPEN_UNMAP */
     bool is_snapshot_view;
+    bool lost;                  /* which of two tables the header names is not
+                                   known: no more writes; atomic */
 
     /* shape, constant while requests are in flight */
     uint32_t cluster_bits, cluster_size;
@@ -197,8 +199,14 @@ int img_qcow2_header_build(const char *path, const struct qcow2_header *h,
                            const uint8_t *old, uint8_t *buf,
                            struct img_error *err);
 /* Writes the header anew, by one write of one sector as far as a reader can
- * tell, unless others' extensions do not fit into that; durable. */
+ * tell, unless others' extensions do not fit into that; durable.  After an
+ * error it has the old values; where it is not known which it has, nothing
+ * more is written to the image: whatever one of two tables said from then on
+ * might be lost with it. */
 int img_qcow2_header_write(struct qcow2 *q, struct img_error *err);
+/* The same for len bytes, 32 at most, of the header's first sector. */
+int img_qcow2_header_switch(struct qcow2 *q, const uint8_t *field, size_t len,
+                            uint64_t at, struct img_error *err);
 void img_qcow2_header_free(struct qcow2_header *h);
 int img_qcow2_header_copy_text(char **to, const char *from,
                                struct img_error *err);
@@ -450,9 +458,12 @@ int img_qcow2_bitmaps_save(struct qcow2 *q, struct img_error *err);
 void img_qcow2_bitmaps_free(struct qcow2 *q);
 int img_qcow2_bitmaps_describe(struct qcow2 *q, struct img_info *info,
                                struct img_error *err);
-/* The guest's disk is about to have another size. */
-int img_qcow2_bitmaps_resize(struct qcow2 *q, uint64_t size,
-                             struct img_error *err);
+/* The guest's disk may have another size soon: from here on there are bits
+ * for the longer of the two. */
+int img_qcow2_bitmaps_grow(struct qcow2 *q, uint64_t size,
+                           struct img_error *err);
+/* It has the size that the header says, whatever was tried. */
+void img_qcow2_bitmaps_fit(struct qcow2 *q);
 /* Every host range that bitmaps use: check.c counts references with it. */
 int img_qcow2_bitmaps_visit(struct qcow2 *q,
                             int visit(void *, uint64_t off, uint64_t len),

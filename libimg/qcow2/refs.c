@@ -264,7 +264,7 @@ static int write_header_table_fields(struct qcow2 *q, struct img_error *err)
 
     img_put_be64(field, q->h.reftable_offset);
     img_put_be32(field + 8, q->h.reftable_clusters);
-    return img_file_pwrite(q->file, field, sizeof field, 48, err);
+    return img_qcow2_header_switch(q, field, sizeof field, 48, err);
 }
 
 /* Writes what the new blocks hold now; they are new, so no write-back has
@@ -337,8 +337,6 @@ static int switch_table(struct qcow2 *q, uint64_t old_entries, uint64_t host,
     q->h.reftable_clusters =
         (uint32_t)(q->reftable_entries * 8 >> q->cluster_bits);
     r = write_header_table_fields(q, err);
-    if (r == 0)
-        r = img_file_sync(q->file, err);
     if (r < 0) {
         q->h.reftable_offset = old.reftable_offset;
         q->h.reftable_clusters = old.reftable_clusters;

@@ -39,9 +39,7 @@ static int grow_l1(struct qcow2 *q, uint64_t need, struct img_error *err)
     }
     img_put_be32(field, (uint32_t)need);
     img_put_be64(field + 4, off);
-    r = img_file_pwrite(q->file, field, sizeof field, 36, err);
-    if (r == 0)
-        r = img_file_sync(q->file, err);
+    r = img_qcow2_header_switch(q, field, sizeof field, 36, err);
     if (r < 0) {
         free(l1);
         return r;
@@ -106,9 +104,7 @@ static int set_size(struct qcow2 *q, uint64_t size, struct img_error *err)
     int r;
 
     img_put_be64(field, size);
-    r = img_file_pwrite(q->file, field, sizeof field, 24, err);
-    if (r == 0)
-        r = img_file_sync(q->file, err);
+    r = img_qcow2_header_switch(q, field, sizeof field, 24, err);
     if (r < 0)
         return r;
     q->h.size = size;
@@ -144,7 +140,7 @@ int img_qcow2_grow(struct img_layer *layer, uint64_t size,
     int r = refuse_size(q, size, err);
 
     if (r == 0)
-        r = img_qcow2_bitmaps_resize(q, size, err);
+        r = img_qcow2_bitmaps_grow(q, size, err);
     if (r == 0 && !is_raw(q))
         r = cut(q, q->h.size, err);
     if (r == 0 && need > q->h.l1_size)
@@ -167,7 +163,7 @@ static int resize(struct qcow2 *q, uint64_t size, enum img_prealloc prealloc,
         !img_qcow2_has_subclusters(q))
         return img_fail(err, ENOTSUP, "%s: preallocation cannot be used with "
                         "a backing file", layer->path);
-    r = img_qcow2_bitmaps_resize(q, size, err);
+    r = img_qcow2_bitmaps_grow(q, size, err);
     if (r == 0 && q->data && size > old)
         r = img_file_truncate(layer->files[q->data], size, err);
     if (r == 0)
@@ -193,5 +189,6 @@ int img_qcow2_resize(struct img_layer *layer, uint64_t size,
     int r = resize(q, size, prealloc, err);
 
     layer->size = q->h.size;
+    img_qcow2_bitmaps_fit(q);
     return img_qcow2_result(q, r);
 }

@@ -302,9 +302,7 @@ static int switch_l1(struct qcow2 *q, uint64_t *l1, uint64_t n, uint64_t off,
     img_put_be32(field + 8, q->h.crypt_method);
     img_put_be32(field + 12, (uint32_t)n);
     img_put_be64(field + 16, off);
-    r = img_file_pwrite(q->file, field, sizeof field, 24, err);
-    if (r == 0)
-        r = img_file_sync(q->file, err);
+    r = img_qcow2_header_switch(q, field, sizeof field, 24, err);
     if (r < 0)
         return r;
     free(q->l1);
@@ -406,7 +404,7 @@ static int snapshot(struct img_layer *layer, enum verb verb,
 {
     struct qcow2 *q = img_qcow2_of(layer);
     const struct qcow2_snapshot *s = NULL;
-    uint64_t size = q->h.size;
+    uint64_t size = q->h.size, then = size;
     int r, flags = 0, end;
 
     /* Before anything is touched: the refcounts say nothing of data in
@@ -419,16 +417,24 @@ static int snapshot(struct img_layer *layer, enum verb verb,
     if (verb != CREATE && !s)
         return img_fail(err, ENOENT, "%s: Can't find the snapshot '%s'",
                         q->layer->path, name);
+    if (verb == APPLY && s->has_size)
+        then = s->disk_size;
+    if (img_qcow2_l1_needed(q, then) > QCOW2_MAX_L1_BYTES / 8)
+        return img_fail(err, IMG_ECORRUPT, "%s: snapshot '%s': its disk of "
+                        "%llu bytes is too large", q->layer->path, s->name,
+                        (unsigned long long)then);
     r = img_qcow2_settle(q, err);
+    if (r == 0 && then != size)
+        r = img_qcow2_bitmaps_grow(q, then, err);
     if (r == 0 && verb == APPLY)
-        r = img_qcow2_touch(layer, 0, size, err);
+        r = img_qcow2_touch(layer, 0, IMG_MAX(size, then), err);
     if (r == 0)
         r = img_qcow2_share_mark(q, true, err);
     if (r < 0)
         return img_qcow2_result(q, r);
     r = run(q, verb, name, s, err);
-    if (r == 0 && q->h.size != size)
-        r = img_qcow2_bitmaps_resize(q, q->h.size, err);
+    if (then != size)
+        img_qcow2_bitmaps_fit(q);
     /* The mark goes only when the flags are known to be right. */
     if (r < 0)
         flags = img_qcow2_share_flags(q, NULL, 0, NULL);

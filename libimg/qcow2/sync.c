@@ -239,6 +239,10 @@ int img_qcow2_write_back(struct qcow2 *q, bool durable,
 {
     int r;
 
+    if (__atomic_load_n(&q->lost, __ATOMIC_RELAXED))
+        return img_fail(err, EIO, "%s: writing the header failed, and which "
+                        "tables it names is not known; nothing more is "
+                        "written", q->layer->path);
     img_lock(&q->flush_lock);
     r = write_back(q, durable, err);
     img_unlock(&q->flush_lock);

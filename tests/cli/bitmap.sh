@@ -30,4 +30,13 @@ done
 prepare qemu-img create -q -f qcow2 -u -b gone.qcow2 -F qcow2 top.qcow2 1M
 both bitmap --add top.qcow2 b0
 
+# An image with more bits than can be read back could not be opened again.
+prepare qemu-img create -q -f qcow2 huge.qcow2 60T
+both bitmap --add -g 512 huge.qcow2 b0
+both bitmap --add -g 64k huge.qcow2 b1
+vimg resize -q "$tmp/v/huge.qcow2" 400T 2>"$tmp/out" &&
+    die "a bitmap grew beyond its limit"
+grep -q "b1.*too many" "$tmp/out" || die "$(cat "$tmp/out")"
+json info --output=json huge.qcow2
+
 finish
