@@ -23,10 +23,10 @@
 
 #include "base/checked.h"
 #include "base/sync.h"
+#include "file/nbd_lib.h"
 #include "file/nbd_link.h"
 #include "libimg.h"
 
-#include <libnbd.h>
 #include <poll.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -42,6 +42,8 @@ enum {
     AGAIN_MS = 100,             /* between two attempts */
     FOR_EVER = -1
 };
+
+static const struct img_nbd_lib *const nbd = &img_nbd_lib;
 
 struct conn {
     struct img_mutex lock;
@@ -78,8 +80,8 @@ static uint64_t now_ms(void)
 
 static int fail_nbd(struct img_error *err, const char *path, int fall_back)
 {
-    int code = nbd_get_errno();
-    const char *text = nbd_get_error();
+    int code = nbd->get_errno();
+    const char *text = nbd->get_error();
 
     return img_fail(err, code > 0 ? code : fall_back, "%s: %s", path,
                     text ? text : "unknown error");
@@ -89,36 +91,36 @@ static int fail_nbd(struct img_error *err, const char *path, int fall_back)
 
 static bool is_dead(struct nbd_handle *h)
 {
-    return !h || nbd_aio_is_dead(h) || nbd_aio_is_closed(h);
+    return !h || nbd->aio_is_dead(h) || nbd->aio_is_closed(h);
 }
 
 /* limit_ms: FOR_EVER = as long as the system takes. */
 static struct nbd_handle *dial(const char *uri, int limit_ms,
                                const char *path, struct img_error *err)
 {
-    struct nbd_handle *h = nbd_create();
+    struct nbd_handle *h = nbd->create();
     uint64_t until = now_ms() + (uint64_t)limit_ms;
     int r = -1;
 
-    if (!h || nbd_set_uri_allow_local_file(h, true) < 0 ||
-        nbd_add_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) < 0) {
+    if (!h || nbd->set_uri_allow_local_file(h, true) < 0 ||
+        nbd->add_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) < 0) {
         fail_nbd(err, path, ENOMEM);
     } else if (limit_ms == FOR_EVER) {
-        r = nbd_connect_uri(h, uri);
+        r = nbd->connect_uri(h, uri);
         if (r < 0)
             fail_nbd(err, path, EIO);
     } else {
-        r = nbd_aio_connect_uri(h, uri);
-        while (r >= 0 && nbd_aio_is_connecting(h) == 1 && now_ms() < until)
-            r = nbd_poll(h, 50);
+        r = nbd->aio_connect_uri(h, uri);
+        while (r >= 0 && nbd->aio_is_connecting(h) == 1 && now_ms() < until)
+            r = nbd->poll(h, 50);
         if (r < 0 || is_dead(h))
             fail_nbd(err, path, EIO);
-        else if (nbd_aio_is_ready(h) != 1)
+        else if (nbd->aio_is_ready(h) != 1)
             img_fail(err, ETIMEDOUT, "%s: the server does not answer", path);
-        r = nbd_aio_is_ready(h) == 1 ? 0 : -1;
+        r = nbd->aio_is_ready(h) == 1 ? 0 : -1;
     }
     if (r < 0 && h) {
-        nbd_close(h);
+        nbd->close(h);
         h = NULL;
     }
     return h;
@@ -127,9 +129,9 @@ static struct nbd_handle *dial(const char *uri, int limit_ms,
 static int learn(struct nbd_handle *h, const char *path,
                  struct img_nbd_facts *f, struct img_error *err)
 {
-    int64_t size = nbd_get_size(h);
-    int64_t align = nbd_get_block_size(h, LIBNBD_SIZE_MINIMUM);
-    int64_t most = nbd_get_block_size(h, LIBNBD_SIZE_MAXIMUM);
+    int64_t size = nbd->get_size(h);
+    int64_t align = nbd->get_block_size(h, LIBNBD_SIZE_MINIMUM);
+    int64_t most = nbd->get_block_size(h, LIBNBD_SIZE_MAXIMUM);
 
     if (size < 0)
         return fail_nbd(err, path, EIO);
@@ -137,15 +139,15 @@ static int learn(struct nbd_handle *h, const char *path,
         .size = (uint64_t)size,
         .align = align > 0 ? (uint64_t)align : 0,
         .most = most > 0 ? (uint64_t)most : 0,
-        .read_only = nbd_is_read_only(h) == 1,
-        .multi_conn = nbd_can_multi_conn(h) == 1,
-        .can_flush = nbd_can_flush(h) == 1,
-        .can_fua = nbd_can_fua(h) == 1,
-        .can_zero = nbd_can_zero(h) == 1,
-        .can_fast_zero = nbd_can_fast_zero(h) == 1,
-        .can_trim = nbd_can_trim(h) == 1,
+        .read_only = nbd->is_read_only(h) == 1,
+        .multi_conn = nbd->can_multi_conn(h) == 1,
+        .can_flush = nbd->can_flush(h) == 1,
+        .can_fua = nbd->can_fua(h) == 1,
+        .can_zero = nbd->can_zero(h) == 1,
+        .can_fast_zero = nbd->can_fast_zero(h) == 1,
+        .can_trim = nbd->can_trim(h) == 1,
         .has_status =
-            nbd_can_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) == 1,
+            nbd->can_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) == 1,
     };
     return 0;
 }
@@ -166,7 +168,7 @@ static struct nbd_handle *dial_same(const struct img_nbd_link *l,
         a->has_status == b.has_status)
         return h;
     if (h)
-        nbd_close(h);
+        nbd->close(h);
     return NULL;
 }
 
@@ -177,7 +179,7 @@ static void conn_free(struct conn *c)
     if (!c)
         return;
     if (c->h)
-        nbd_close(c->h);
+        nbd->close(c->h);
     if (c->kick >= 0)
         close(c->kick);
     img_mutex_destroy(&c->lock);
@@ -192,7 +194,7 @@ static struct conn *conn_new(struct nbd_handle *h)
 
     if (!c) {
         if (h)
-            nbd_close(h);
+            nbd->close(h);
         return NULL;
     }
     img_mutex_init(&c->lock);
@@ -264,17 +266,17 @@ static int64_t issue(struct conn *c, struct img_nbd_request *r)
 
     switch (r->op) {
     case IMG_NBD_READ:
-        return nbd_aio_pread(c->h, r->buf, r->len, r->off, done, r->flags);
+        return nbd->aio_pread(c->h, r->buf, r->len, r->off, done, r->flags);
     case IMG_NBD_WRITE:
-        return nbd_aio_pwrite(c->h, r->buf, r->len, r->off, done, r->flags);
+        return nbd->aio_pwrite(c->h, r->buf, r->len, r->off, done, r->flags);
     case IMG_NBD_ZERO:
-        return nbd_aio_zero(c->h, r->len, r->off, done, r->flags);
+        return nbd->aio_zero(c->h, r->len, r->off, done, r->flags);
     case IMG_NBD_TRIM:
-        return nbd_aio_trim(c->h, r->len, r->off, done, r->flags);
+        return nbd->aio_trim(c->h, r->len, r->off, done, r->flags);
     case IMG_NBD_FLUSH:
-        return nbd_aio_flush(c->h, done, r->flags);
+        return nbd->aio_flush(c->h, done, r->flags);
     case IMG_NBD_STATUS:
-        return nbd_aio_block_status(c->h, r->len, r->off, extent, done,
+        return nbd->aio_block_status(c->h, r->len, r->off, extent, done,
                                     r->flags);
     }
     return -1;
@@ -285,9 +287,9 @@ static void be_reader(struct conn *c, const struct img_nbd_request *r)
 {
     c->reading = true;
     while (!r->done) {
-        unsigned way = nbd_aio_get_direction(c->h);
+        unsigned way = nbd->aio_get_direction(c->h);
         struct pollfd p[2] = {
-            { .fd = nbd_aio_get_fd(c->h) },
+            { .fd = nbd->aio_get_fd(c->h) },
             { .fd = c->kick, .events = POLLIN }
         };
         uint64_t count;
@@ -301,13 +303,13 @@ static void be_reader(struct conn *c, const struct img_nbd_request *r)
         img_lock(&c->lock);
         if (p[1].revents && read(c->kick, &count, sizeof count) < 0)
             continue;           /* somebody else was kicked */
-        way = nbd_aio_get_direction(c->h);
+        way = nbd->aio_get_direction(c->h);
         if ((way & LIBNBD_AIO_DIRECTION_READ) &&
             (p[0].revents & (POLLIN | POLLHUP | POLLERR)))
-            nbd_aio_notify_read(c->h);
+            nbd->aio_notify_read(c->h);
         else if ((way & LIBNBD_AIO_DIRECTION_WRITE) &&
                  (p[0].revents & (POLLOUT | POLLHUP | POLLERR)))
-            nbd_aio_notify_write(c->h);
+            nbd->aio_notify_write(c->h);
         img_wake_all(&c->moved);
     }
     c->reading = false;
@@ -405,7 +407,7 @@ static bool revive(struct img_nbd_link *l, struct conn *c)
     if (h) {
         if (atomic_load(&l->written) != atomic_load(&l->flushed))
             atomic_store(&l->doubt, true);
-        nbd_close(c->h);
+        nbd->close(c->h);
         c->h = h;
         c->generation++;
         c->lost_ms = c->tried_ms = 0;
@@ -480,7 +482,7 @@ void img_nbd_link_close(struct img_nbd_link *l)
 {
     for (unsigned i = 0; i < l->n; i++) {
         if (!is_dead(l->conns[i]->h))
-            nbd_shutdown(l->conns[i]->h, 0);
+            nbd->shutdown(l->conns[i]->h, 0);
         conn_free(l->conns[i]);
     }
     img_mutex_destroy(&l->lock);
@@ -508,10 +510,13 @@ int img_nbd_link_open(struct img_nbd_name *name, const char *path,
     atomic_init(&l->doubt, false);
     l->name = *name;
     l->durable = writable && name->reconnect_ms;
-    l->conns[0] = dial_first(name, path, err);
+    ret = img_nbd_lib_load(path, err);
+    if (ret == 0)
+        l->conns[0] = dial_first(name, path, err);
     if (l->conns[0])
         l->n = 1;
-    ret = l->n ? learn(l->conns[0]->h, path, &l->facts, err) : -err->code;
+    if (ret == 0)
+        ret = l->n ? learn(l->conns[0]->h, path, &l->facts, err) : -err->code;
     if (ret < 0) {
         img_nbd_link_close(l);
         return ret;
