@@ -5,6 +5,7 @@ documentation of seSparse), each with its label: vimg must read the bytes that
 were put there, and so must qemu-img where it knows the kind.  What can be
 written is written in place afterwards and read again."""
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -328,6 +329,31 @@ def vdi_diff():
                write=depth == 3)
 
 
+def qcow2_header(version, stray, name_at):
+    """An extension of `stray` bytes that nobody knows stands before the
+    backing file's format; its name is far behind the fixed header, or both
+    are where the first page ends."""
+    cluster, disk = 1 << 16, sectors(256)
+    put("below.raw", [(0, disk)])
+    fixed = struct.pack(">4sIQIIQIIQQIIQ", b"QFI\xfb", version, name_at, 9,
+                        16, len(disk), 0, 1, cluster, 2 * cluster, 1, 0, 0)
+    if version == 3:
+        fixed += struct.pack(">QQQII", 0, 0, 0, 4, 104)
+    fixed += struct.pack(">II", 0x12345678, stray)
+    fixed += random.randbytes(stray) + bytes(-stray % 8)
+    fixed += struct.pack(">II8sQ", 0xe2792aca, 3, b"raw", 0)
+    put("header.qcow2", [(0, fixed), (name_at, b"below.raw"),
+                         (2 * cluster, struct.pack(">Q", 3 * cluster)),
+                         (3 * cluster, struct.pack(">4H", 1, 1, 1, 1))],
+        4 * cluster)
+    expect("qcow2, version %d, %d strange bytes in the header" % (version,
+                                                                  stray),
+           "header.qcow2", "qcow2", disk)
+    r = run("vimg", "info", "--output=json", "header.qcow2")
+    if json.loads(r.stdout).get("backing-filename-format") != "raw":
+        failed.append("header: %r" % r.stdout)
+
+
 def main():
     if not shutil.which("qemu-img"):
         print("SKIP: qemu-img is not installed")
@@ -336,6 +362,11 @@ def main():
     os.environ["PATH"] = top + os.pathsep + os.environ["PATH"]
     with tempfile.TemporaryDirectory(prefix="vimg-test.") as folder:
         os.chdir(folder)
+        for stray, name_at in ((0, 4000), (8, 4090), (3900, 4087),
+                               (3940, 4088), (3970, 4102), (4200, 4500),
+                               (5000, 60000)):
+            qcow2_header(2, stray, name_at)
+            qcow2_header(3, stray, name_at)
         for job in (vmfs_chain, se_sparse, mixed, vdi_all, vdi_diff):
             job()
         for version in (1, 2, 3):

@@ -766,11 +766,12 @@ void img_tcache_free(struct img_tcache *c)
 {
     if (!c)
         return;
-    for (size_t i = 0; i <= c->mask; i++)
+    for (size_t i = 0; i <= c->mask && c->n; i++)
         while (c->chains[i]) {
             struct entry *e = c->chains[i];
 
             c->chains[i] = e->chain;
+            c->n--;
             free(e);
         }
     for (int i = 0; i < GROUPS; i++) {

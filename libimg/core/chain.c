@@ -158,13 +158,12 @@ static void layer_warn(struct img_layer *l, const char *fmt, ...)
 struct look {
     uint8_t *head;              /* IMG_PROBE_BYTES, zeros behind len */
     size_t len, tail_len;
-    uint8_t tail[512], iso[5];
+    uint8_t tail[512];
 };
 
 static int look_at(struct img_file *file, struct look *k,
                    struct img_error *err)
 {
-    enum { ISO_AT = 16 * 2048 + 1 };    /* ECMA-119: the first descriptor */
     uint64_t size;
     int r = img_file_size(file, &size, err);
 
@@ -180,9 +179,15 @@ static int look_at(struct img_file *file, struct look *k,
         r = img_file_pread(file, k->tail, sizeof k->tail,
                            size - sizeof k->tail, err);
     }
-    if (r == 0 && size >= ISO_AT + sizeof k->iso)
-        r = img_file_pread(file, k->iso, sizeof k->iso, ISO_AT, err);
     return r;
+}
+
+/* ECMA-119: the first descriptor is in the 17th sector. */
+static bool is_iso(const struct look *k)
+{
+    enum { ISO_AT = 16 * 2048 + 1 };
+
+    return k->len >= ISO_AT + 5 && !memcmp(k->head + ISO_AT, "CD001", 5);
 }
 
 /* The format that fits best, and another one that fits too: what a file
@@ -254,7 +259,7 @@ static int name_mistake(const struct img_layer *l, int result,
     else if (foreign)
         result = img_fail(err, ENOTSUP, "%s: is no %s image, but %s",
                           l->path, want, foreign);
-    else if (!memcmp(k.iso, "CD001", sizeof k.iso))
+    else if (is_iso(&k))
         result = img_fail(err, EINVAL, "%s: is no %s image, but an ISO 9660 "
                           "image, whose bytes are the disk (format raw)",
                           l->path, want);

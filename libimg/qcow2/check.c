@@ -315,6 +315,8 @@ static int prepare(struct qcow2_checking *c, struct img_error *err)
     img_mutex_init(&c->lock);
     img_rwlock_init(&c->gate);
     c->memory_max = c->opts->memory ? c->opts->memory : MEMORY;
+    if (r == 0)
+        r = img_qcow2_need_reftable(q, err);
     if (r < 0)
         return r;
     c->n = img_div_up(size, q->cluster_size);

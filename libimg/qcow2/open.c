@@ -161,6 +161,30 @@ void img_qcow2_refresh_layer(struct qcow2 *q)
 
 /* ---- open -------------------------------------------------------------- */
 
+/* Would a header that is read in full say the same?  So it is if the names
+ * and the extensions end before len does. */
+static bool header_ends(const uint8_t *head, size_t len)
+{
+    uint64_t name = img_get_be64(head + 8);
+    bool v3 = img_get_be32(head + 4) >= 3;
+    size_t at = v3 ? img_get_be32(head + 100) : QCOW2_V2_HEADER;
+
+    if (at > len)
+        return false;
+    if (name)
+        return img_inside(name, img_get_be32(head + 16), len);
+    while (at + 8 <= len) {
+        uint32_t body = img_get_be32(head + at + 4);
+
+        if (img_get_be32(head + at) == QCOW2_EXT_END)
+            return true;
+        if (!img_inside(at + 8, body, len))
+            return false;
+        at += 8 + (size_t)img_round_up(body, 8);
+    }
+    return false;
+}
+
 static int read_header(struct qcow2 *q, uint64_t file_size,
                        struct img_error *err)
 {
@@ -177,7 +201,7 @@ static int read_header(struct qcow2 *q, uint64_t file_size,
         return r;
     bits = img_get_be32(buf + 20);
     if (bits <= QCOW2_MAX_CLUSTER_BITS && (UINT64_C(1) << bits) > len &&
-        file_size > len) {
+        file_size > len && !header_ends(buf, len)) {
         uint8_t *more;
 
         len = (size_t)IMG_MIN(file_size, UINT64_C(1) << bits);
@@ -223,16 +247,26 @@ static int open_data_file(struct qcow2 *q, bool describe,
     return 0;
 }
 
+int img_qcow2_need_reftable(struct qcow2 *q, struct img_error *err)
+{
+    uint64_t n = (uint64_t)q->h.reftable_clusters * (q->cluster_size / 8);
+    int r = 0;
+
+    if (!q->reftable)
+        r = img_qcow2_read_table(q, q->h.reftable_offset, n, &q->reftable,
+                                 err);
+    if (r == 0 && !q->reftable_entries)
+        q->reftable_entries = n;
+    return r;
+}
+
 static int load_tables(struct qcow2 *q, struct img_error *err)
 {
     int r = img_qcow2_read_table(q, q->h.l1_offset, q->h.l1_size, &q->l1,
                                  err);
 
-    q->reftable_entries = (uint64_t)q->h.reftable_clusters *
-                          (q->cluster_size / 8);
-    if (r == 0)
-        r = img_qcow2_read_table(q, q->h.reftable_offset,
-                                 q->reftable_entries, &q->reftable, err);
+    if (r == 0 && q->layer->writable)
+        r = img_qcow2_need_reftable(q, err);
     if (r == 0)
         r = img_qcow2_snapshots_load(q, err);
     return r == 0 ? img_qcow2_bitmaps_load(q, err) : r;

@@ -157,7 +157,8 @@ struct qcow2 {
     struct qcow2_header h;
     uint64_t *l1;               /* host order, with flags */
     uint64_t l1_dirty_from, l1_dirty_to;        /* entries */
-    uint64_t *reftable;         /* host order */
+    uint64_t *reftable;         /* host order; NULL and no entries: not
+                                   read yet */
     uint64_t reftable_entries;
     uint64_t reftable_dirty_from, reftable_dirty_to;
 
@@ -227,6 +228,10 @@ int img_qcow2_identity_note(struct qcow2_header *h,
 /* What every hook returns through: corruption met on a writable image sets
  * its corrupt bit, so that nobody writes to it before it is repaired. */
 int img_qcow2_result(struct qcow2 *q, int r);
+/* Of an image that is only read the refcount table is read when it is first
+ * asked for: a chain is opened for its data.  q->lock is held, or nobody else
+ * has the layer. */
+int img_qcow2_need_reftable(struct qcow2 *q, struct img_error *err);
 /* Reads a table of be64 into host order. */
 int img_qcow2_read_table(struct qcow2 *q, uint64_t off, uint64_t entries,
                          uint64_t **table, struct img_error *err);

@@ -38,11 +38,14 @@ static int piece_get(struct qcow2 *q, uint64_t cluster, struct piece *p,
 {
     uint64_t range = cluster >> q->refs_bits;
     uint64_t in_block = cluster & ((UINT64_C(1) << q->refs_bits) - 1);
-    uint64_t block = block_offset(q, range);
     uint64_t per_slice = (UINT64_C(8) << q->slice_bits) >>
                          q->h.refcount_order;
-    uint64_t slice = in_block / per_slice;
+    uint64_t slice = in_block / per_slice, block;
+    int r = img_qcow2_need_reftable(q, err);
 
+    if (r < 0)
+        return r;
+    block = block_offset(q, range);
     p->slice = NULL;
     p->index = in_block % per_slice;
     p->left = (UINT64_C(1) << q->refs_bits) - in_block;
