@@ -421,29 +421,13 @@ static const char *judge_open(const struct config *c, const char *dir,
     return wrong;
 }
 
-static int repair(const struct config *c, const char *dir,
-                  struct img_error *err)
-{
-    struct img_check_options o = IMG_CHECK_OPTIONS;
-    struct img_check_result result = { 0 };
-    struct img_disk *d;
-    int r = open_at(c, dir, IMG_OPEN_WRITE | IMG_OPEN_REPAIR, NULL, &d, err);
-
-    o.repair = IMG_REPAIR_ALL;
-    if (r == 0) {
-        r = img_check(d, &o, NULL, &result, err);
-        img_close(d, NULL);
-    }
-    return r;
-}
-
 /* Opens it, once it is repaired if it is marked dirty: whoever opens it to
  * write does that. */
 static int open_mended(const struct config *c, const char *dir,
                        struct img_disk **d, struct img_error *err)
 {
     struct img_info *info;
-    bool dirty, broken;
+    bool dirty;
     int r = open_at(c, dir, 0, NULL, d, err);
 
     if (r == 0)
@@ -451,18 +435,13 @@ static int open_mended(const struct config *c, const char *dir,
     if (r < 0)
         return r;
     dirty = info->dirty;
-    broken = (c->has & HAS_NO_MARK) && check(*d) &&
-             strstr(first_error, "OFLAG_COPIED");
     img_info_free(info);
-    if (!dirty && !broken)
+    if (!dirty)
         return 0;
     img_close(*d, NULL);
     dirty_images++;
-    if (broken)
-        r = repair(c, dir, err);
-    else
-        r = open_at(c, dir, IMG_OPEN_WRITE, NULL, d, err);
-    if (r == 0 && !broken)
+    r = open_at(c, dir, IMG_OPEN_WRITE, NULL, d, err);
+    if (r == 0)
         r = img_close(*d, err);
     return r == 0 ? open_at(c, dir, 0, NULL, d, err) : r;
 }

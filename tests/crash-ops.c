@@ -23,7 +23,7 @@ const struct config configs[] = {
       { "cluster_size=1k", "lazy_refcounts=on" },
       128 << 10, 1024, Q3 },
     { "qcow2, version 2", "qcow2", { "compat=0.10", "cluster_size=2k" },
-      128 << 10, 2048, Q | HAS_NO_MARK },
+      128 << 10, 2048, Q },
     { "qcow2, 1-bit refcounts", "qcow2",
       { "refcount_bits=1", "cluster_size=512" },
       64 << 10, 512, (Q3 | HAS_FEW_ENTRIES) & ~HAS_SNAPSHOTS },

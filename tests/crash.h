@@ -21,9 +21,6 @@ enum {
     HAS_TABLES = 256,           /* an L1 table that can grow */
     HAS_FEW_ENTRIES = 512,      /* a refcount table that can, too */
     HAS_DISCARD = 1024,
-    HAS_NO_MARK = 2048,         /* no dirty bit for the time in which refcounts
-                                   and COPIED flags may disagree: check must be
-                                   told to repair */
 };
 
 struct config {

@@ -166,7 +166,7 @@ static int expand_snapshots(struct qcow2 *q, const struct img_job *job,
 
     if (!q->n_snapshots)
         return 0;
-    r = img_qcow2_share_mark(q, true, err);
+    r = img_qcow2_header_mark(q, true, err);
     if (r < 0)
         return r;
     for (uint32_t i = 0; i < q->n_snapshots && r == 0; i++)
@@ -175,7 +175,7 @@ static int expand_snapshots(struct qcow2 *q, const struct img_job *job,
     if (end == 0)
         end = img_qcow2_settle(q, r < 0 ? NULL : err);
     if (end == 0)
-        end = img_qcow2_share_mark(q, false, r < 0 ? NULL : err);
+        end = img_qcow2_header_mark(q, false, r < 0 ? NULL : err);
     return r < 0 ? r : end;
 }
 

@@ -106,7 +106,8 @@ static int switch_bytes(struct qcow2 *q, const uint8_t *old,
     return r;
 }
 
-int img_qcow2_header_write(struct qcow2 *q, struct img_error *err)
+static int write_header(struct qcow2 *q, const struct qcow2_header *h,
+                        struct img_error *err)
 {
     img_autofree uint8_t *buf = malloc(q->cluster_size);
     img_autofree uint8_t *old = malloc(q->cluster_size);
@@ -117,10 +118,15 @@ int img_qcow2_header_write(struct qcow2 *q, struct img_error *err)
     r = img_file_pread(q->file, old, q->cluster_size, 0, err);
     if (r < 0)
         return r;
-    r = img_qcow2_header_build(q->layer->path, &q->h, old, buf, err);
+    r = img_qcow2_header_build(q->layer->path, h, old, buf, err);
     if (r == 0)
         r = write_behind(q, old, buf, err);
     return r == 0 ? switch_bytes(q, old, buf, QCOW2_SECTOR, 0, err) : r;
+}
+
+int img_qcow2_header_write(struct qcow2 *q, struct img_error *err)
+{
+    return write_header(q, &q->h, err);
 }
 
 int img_qcow2_header_switch(struct qcow2 *q, const uint8_t *field, size_t len,
@@ -130,6 +136,38 @@ int img_qcow2_header_switch(struct qcow2 *q, const uint8_t *field, size_t len,
     int r = img_file_pread(q->file, old, len, at, err);
 
     return r == 0 ? switch_bytes(q, old, field, len, at, err) : r;
+}
+
+/* Version 2 has no such bit: as long as the mark is on, the header says
+ * version 3.  Where its longer header finds no room, there is no mark. */
+static int mark_v2(struct qcow2 *q, bool dirty, struct img_error *err)
+{
+    struct qcow2_header h = q->h;
+    int r;
+
+    if (!dirty)
+        return write_header(q, &q->h, err);
+    h.version = 3;
+    h.header_length = QCOW2_OUR_HEADER;
+    h.incompatible = QCOW2_DIRTY;
+    r = write_header(q, &h, err);
+    return r == -EINVAL ? 0 : r;
+}
+
+int img_qcow2_header_mark(struct qcow2 *q, bool dirty, struct img_error *err)
+{
+    uint64_t bits = q->h.incompatible & ~QCOW2_DIRTY;
+    uint8_t field[8];
+    int r;
+
+    if (q->h.version < 3)
+        return mark_v2(q, dirty, err);
+    bits |= dirty ? QCOW2_DIRTY : 0;
+    img_put_be64(field, bits);
+    r = img_qcow2_header_switch(q, field, sizeof field, 72, err);
+    if (r == 0)
+        q->h.incompatible = bits;
+    return r;
 }
 
 void img_qcow2_shape(struct qcow2 *q)

@@ -208,6 +208,8 @@ int img_qcow2_header_write(struct qcow2 *q, struct img_error *err);
 /* The same for len bytes, 32 at most, of the header's first sector. */
 int img_qcow2_header_switch(struct qcow2 *q, const uint8_t *field, size_t len,
                             uint64_t at, struct img_error *err);
+/* Sets or clears the dirty bit, durably. */
+int img_qcow2_header_mark(struct qcow2 *q, bool dirty, struct img_error *err);
 void img_qcow2_header_free(struct qcow2_header *h);
 int img_qcow2_header_copy_text(char **to, const char *from,
                                struct img_error *err);

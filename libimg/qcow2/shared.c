@@ -209,21 +209,3 @@ int img_qcow2_share_flags(struct qcow2 *q, const uint64_t *before,
                                   err);
     return r == 0 ? img_file_sync(q->file, err) : r;
 }
-
-int img_qcow2_share_mark(struct qcow2 *q, bool dirty, struct img_error *err)
-{
-    uint64_t bits = q->h.incompatible & ~QCOW2_DIRTY;
-    uint8_t field[8];
-    int r;
-
-    if (q->h.version < 3)
-        return 0;
-    bits |= dirty ? QCOW2_DIRTY : 0;
-    img_put_be64(field, bits);
-    r = img_file_pwrite(q->file, field, sizeof field, 72, err);
-    if (r == 0)
-        r = img_file_sync(q->file, err);
-    if (r == 0)
-        q->h.incompatible = bits;
-    return r;
-}

@@ -13,6 +13,4 @@ int img_qcow2_share_add(struct qcow2 *q, const uint64_t *l1, uint64_t n,
  * entries, are as they should be. */
 int img_qcow2_share_flags(struct qcow2 *q, const uint64_t *before,
                           uint64_t n, struct img_error *err);
-/* Sets or clears the dirty bit of a version 3 image, durably. */
-int img_qcow2_share_mark(struct qcow2 *q, bool dirty, struct img_error *err);
 #endif

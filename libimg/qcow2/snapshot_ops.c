@@ -429,7 +429,7 @@ static int snapshot(struct img_layer *layer, enum verb verb,
     if (r == 0 && verb == APPLY)
         r = img_qcow2_touch(layer, 0, IMG_MAX(size, then), err);
     if (r == 0)
-        r = img_qcow2_share_mark(q, true, err);
+        r = img_qcow2_header_mark(q, true, err);
     if (r < 0)
         return img_qcow2_result(q, r);
     r = run(q, verb, name, s, err);
@@ -440,7 +440,7 @@ static int snapshot(struct img_layer *layer, enum verb verb,
         flags = img_qcow2_share_flags(q, NULL, 0, NULL);
     end = img_qcow2_settle(q, r < 0 ? NULL : err);
     if (end == 0 && flags == 0)
-        end = img_qcow2_share_mark(q, false, r < 0 ? NULL : err);
+        end = img_qcow2_header_mark(q, false, r < 0 ? NULL : err);
     return img_qcow2_result(q, r < 0 ? r : end);
 }
 
