@@ -44,6 +44,22 @@ struct img_layer {
      * it in files[]. */
     int (*open_file)(struct img_layer *, const char *name, bool writable,
                      struct img_file **, struct img_error *);
+    /* Changing the files that the image is made of, by the same policy; from
+     * resize alone.  -ENOTSUP where the image did not come by its name.
+     * make_file: empty, writable, without its name until replace.  It is the
+     * hooks' until then.  -EEXIST: something has that name. */
+    int (*make_file)(struct img_layer *, const char *name, struct img_file **,
+                     struct img_error *);
+    /* What make_file made gets its name and goes behind the others in
+     * files[]; then files[0] becomes a file of these bytes, all of it
+     * durable.  A crash leaves the old image or the new one.  *done: that has
+     * happened, whatever the result (it may not be durable then); else what
+     * was made is gone and all is as it was. */
+    int (*replace)(struct img_layer *, const void *buf, size_t len,
+                   bool *done, struct img_error *);
+    void (*unmake_files)(struct img_layer *);
+    /* Closes the last of files[]; remove: and takes its name away. */
+    void (*drop_file)(struct img_layer *, bool remove);
     /* Says one line to whoever opened the disk. */
     void (*warn)(struct img_layer *, const char *fmt, ...)
         __attribute__((format(printf, 2, 3)));

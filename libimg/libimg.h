@@ -321,7 +321,7 @@ int img_map(struct img_disk *disk, uint64_t off, uint64_t len, unsigned flags,
             struct img_extent *extent, struct img_error *err);
 
 /* Path of file number `file` of the layer at `depth`; NULL = there is none.
- * Valid while the disk is open. */
+ * Valid until the disk is closed, resized, committed or rebased. */
 const char *img_file_name(const struct img_disk *disk, unsigned depth,
                           unsigned file);
 

@@ -159,10 +159,6 @@ for size in 100M 68M; do
 	quiet vimg resize --shrink -f raw g.raw $size
 	same f.vmdk g.raw
 done
-rm -f f*.vmdk
-quiet vimg create -f vmdk -o subformat=twoGbMaxExtentSparse f.vmdk 3G
-quiet vimg resize -f vmdk f.vmdk 4G
-fails vimg resize -f vmdk f.vmdk 5G
 
 # Overlays: the parent's content ID is recorded, and counts.
 quiet vimg convert -f raw -O vmdk src.raw base.vmdk

@@ -90,7 +90,7 @@ static int run(int argc, char **argv)
         !open_cache_flags(args.how.cache, "cache option", &unused))
         return 1;
     open_expect(argv[0], &args.how, IMG_OPEN_WRITE,
-                CONFINE_WRITE_ALL | CONFINE_FOLDERS);
+                CONFINE_WRITE_ALL | CONFINE_FOLDERS | CONFINE_SPLIT);
     open_enter();
     disk = open_image(argv[0], &args.how, IMG_OPEN_WRITE | IMG_OPEN_UNMAP |
                       (args.force ? IMG_OPEN_FORCE : 0));

@@ -207,6 +207,11 @@ static char *look_at(FILE *to, unsigned depth, const char *path,
         below = strdup(info->backing_path);
         *format = info->backing_format ? strdup(info->backing_format) : NULL;
     }
+    /* A VMDK of several files: they come and go with its size. */
+    if (info && !strcmp(info->format, "vmdk") && img_file_name(disk, 0, 1)) {
+        fputc(depth ? 'S' : 's', to);
+        fwrite(path, 1, strlen(path) + 1, to);
+    }
     /* VDI: the parent is searched for, among the files beside it. */
     if (below && !strcmp(info->format, "vdi")) {
         name = strrchr(path, '/');
@@ -318,6 +323,27 @@ static bool permitted(const struct image *image, const char *path)
     return image->backing && !strcmp(path, image->backing);
 }
 
+/* The folder of an image that is split into files: where its name is, and
+ * where that leads to. */
+static void take_split(const struct image *image, bool top, const char *path)
+{
+    const unsigned all = SANDBOX_READ | SANDBOX_WRITE | SANDBOX_LIST |
+                         SANDBOX_MAKE;
+    char real[PATH_MAX];
+
+    if (!(image->how & CONFINE_SPLIT) ||
+        !(image->how & (top ? CONFINE_WRITE | CONFINE_WRITE_ALL
+                            : CONFINE_WRITE_ALL)))
+        return;
+    if (top)
+        path = image->path;
+    else if (!permitted(image, path))
+        return;
+    folder_of(path, all);
+    if (realpath(path, real))
+        folder_of(real, all);
+}
+
 static void take_names(const struct image *image, FILE *from)
 {
     char *line = NULL;
@@ -329,6 +355,10 @@ static void take_names(const struct image *image, FILE *from)
 
         if (line[0] == 'f') {
             confine_path(line + 1, SANDBOX_READ | SANDBOX_LIST);
+            continue;
+        }
+        if (line[0] == 's' || line[0] == 'S') {
+            take_split(image, line[0] == 's', line + 1);
             continue;
         }
         if (!permitted(image, line + 1))

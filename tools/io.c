@@ -272,7 +272,7 @@ static void enter(const struct io *io, const char *name)
         confine_network();
     if (name)
         open_expect(name, &io->how, args.read_only || args.scratch ? 0 :
-                    IMG_OPEN_WRITE, 0);
+                    IMG_OPEN_WRITE, may_say("truncate") ? CONFINE_SPLIT : 0);
     if (args.scratch)
         confine_temporary();
     open_enter();

@@ -117,7 +117,8 @@ static int run(int argc, char **argv)
               "tera-, peta-\nand exabytes, respectively.\n", stderr);
         return 1;
     }
-    open_expect(argv[0], &args.how, IMG_OPEN_WRITE, CONFINE_FOLDERS);
+    open_expect(argv[0], &args.how, IMG_OPEN_WRITE,
+                CONFINE_FOLDERS | CONFINE_SPLIT);
     open_enter();
     disk = open_image(argv[0], &args.how, IMG_OPEN_WRITE |
                       (args.force ? IMG_OPEN_FORCE : 0));

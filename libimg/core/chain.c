@@ -7,6 +7,7 @@
  * in flight.
  */
 #include "core/chain.h"
+#include "core/beside.h"
 #include "core/flat.h"
 #include "core/path.h"
 #include "core/policy.h"
@@ -42,8 +43,8 @@ static unsigned file_flags(const struct img_chain *c, bool writable)
            (c->opts.flags & IMG_OPEN_NO_SYNC ? IMG_FILE_NO_SYNC : 0);
 }
 
-static int lock_file(const struct img_chain *c, struct img_file *f,
-                     bool writable, struct img_error *err)
+int img_chain_lock(const struct img_chain *c, struct img_file *f,
+                   bool writable, struct img_error *err)
 {
     unsigned perm = IMG_PERM_READ;
 
@@ -129,7 +130,7 @@ static int layer_open_file(struct img_layer *l, const char *name,
 
     if (r < 0)
         return r;
-    r = lock_file(c, f, writable, err);
+    r = img_chain_lock(c, f, writable, err);
     if (r < 0) {
         img_file_close(f);
         return r;
@@ -359,6 +360,7 @@ static struct img_layer *layer_new(struct img_chain *c, struct img_file *file,
     l->writable = writable;
     l->tables = c->tables;
     l->open_file = layer_open_file;
+    img_beside_hooks(l);
     l->warn = layer_warn;
     l->core = c;
     return l;
@@ -498,7 +500,7 @@ static int open_top(struct img_chain *c, const char *path, int fd,
     r = choose_format(c->opts.format, c->opts.flags & IMG_OPEN_PROBE, file,
                       &format, err);
     if (r == 0)
-        r = lock_file(c, file, writable, err);
+        r = img_chain_lock(c, file, writable, err);
     if (r < 0) {
         img_file_close(file);
         return r;
@@ -559,7 +561,7 @@ static int open_below(struct img_chain *c, struct img_layer *l,
                                              l->path) : r;
     r = choose_format(b->format, may_probe, file, &format, err);
     if (r == 0)
-        r = lock_file(c, file, false, err);
+        r = img_chain_lock(c, file, false, err);
     if (r < 0) {
         img_file_close(file);
         return r;
@@ -670,6 +672,7 @@ int img_chain_close(struct img_chain *c, struct img_error *err)
     img_flat_free(c->flat);
     img_tcache_free(c->tables);
     img_zcache_free(c->inflated);
+    free(c->made);
     free(c->layers);
     free(c->allow_dir);
     free(c);
@@ -712,7 +715,7 @@ static void lock_layer(const struct img_chain *c, const struct img_layer *l,
 {
     for (unsigned i = 0; i < l->n_files; i++)
         if (l->files[i] && hold)
-            lock_file(c, l->files[i], l->files[i]->writable, NULL);
+            img_chain_lock(c, l->files[i], l->files[i]->writable, NULL);
         else if (l->files[i])
             img_file_lock(l->files[i], 0, IMG_PERM_ALL, NULL);
 }
@@ -734,7 +737,7 @@ int img_chain_reopen(struct img_chain *c, unsigned d, bool writable,
     if (r < 0)
         return r;
     lock_layer(c, old, false);
-    r = lock_file(c, file, writable, err);
+    r = img_chain_lock(c, file, writable, err);
     l = layer_new(c, file, writable);
     if (!l)
         r = img_fail_nomem(err);

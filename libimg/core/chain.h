@@ -24,6 +24,8 @@ struct img_chain {
     uint32_t align;             /* the widest of any file; 1 = none cares */
     unsigned room;              /* of layers[] */
     char *allow_dir;            /* opts points to it */
+    struct img_made *made;      /* core/beside.c's: files without a name yet */
+    unsigned n_made;
 };
 
 /* Takes fd over if it is not -1, and file if it is not NULL (one of them may
@@ -42,6 +44,10 @@ int img_chain_reopen(struct img_chain *chain, unsigned depth, bool writable,
 /* Closes what is below the top and opens what the top names now (rebase).  No
  * request may be in flight.  On failure the layers are as they were. */
 int img_chain_reopen_below(struct img_chain *chain, struct img_error *err);
+
+/* The locks that a file of this disk has, by how it was opened. */
+int img_chain_lock(const struct img_chain *chain, struct img_file *file,
+                   bool writable, struct img_error *err);
 
 /* The format that the file most probably has; raw when nothing else. */
 int img_chain_probe(struct img_file *file, const struct img_format **format,

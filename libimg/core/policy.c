@@ -87,3 +87,33 @@ int img_policy_ask(const struct img_open_options *opts, const char *referrer,
     return img_fail(err, ENOTSUP, "%s: it names '%s'; only files are "
                     "opened, no other protocols", referrer, name);
 }
+
+int img_policy_ask_new(const struct img_open_options *opts,
+                       const char *referrer, const char *name,
+                       const char *path, struct img_error *err)
+{
+    const char *slash = strrchr(path, '/');
+    img_autofree char *folder = slash
+        ? strndup(path, (size_t)(slash - path) + 1) : strdup(".");
+    img_autofree char *beside = img_path_beside(referrer, ".");
+    img_autofree char *limit = NULL;
+    img_autofree char *found = NULL;
+
+    if (!folder || !beside)
+        return img_fail_nomem(err);
+    if (opts->allow_files == IMG_FILES_ANY ||
+        opts->allow_files == IMG_FILES_LOCAL)
+        return 0;
+    if (opts->allow_files == IMG_FILES_NONE)
+        return img_fail(err, EACCES, "%s: no other file may be made",
+                        referrer);
+    limit = realpath(opts->allow_files == IMG_FILES_UNDER ? opts->allow_dir
+                                                          : beside, NULL);
+    found = realpath(folder, NULL);
+    if (!limit || !found)
+        return img_fail_errno(err, errno, "Could not open '%s'", folder);
+    if (strcmp(limit, found) && !is_inside(limit, found))
+        return img_fail(err, EACCES, "%s: '%s' would not be in the folder "
+                        "'%s'", referrer, name, limit);
+    return 0;
+}

@@ -13,4 +13,8 @@ int img_policy_check(unsigned allow_files, const char *allow_dir,
 int img_policy_ask(const struct img_open_options *opts, const char *referrer,
                    const char *name, const char *path, char **real,
                    struct img_error *err);
+/* May a file be made there that is not there yet? */
+int img_policy_ask_new(const struct img_open_options *opts,
+                       const char *referrer, const char *name,
+                       const char *path, struct img_error *err);
 #endif

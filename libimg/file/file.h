@@ -153,7 +153,10 @@ int img_file_lock(struct img_file *file, unsigned perm, unsigned shared,
 struct img_output;
 
 enum {
-    IMG_OUTPUT_IN_PLACE = 1, IMG_OUTPUT_NO_SYNC = 2, IMG_OUTPUT_DIRECT = 4
+    IMG_OUTPUT_IN_PLACE = 1, IMG_OUTPUT_NO_SYNC = 2, IMG_OUTPUT_DIRECT = 4,
+    IMG_OUTPUT_HELD = 8,        /* the caller has locked what is there; it is
+                                   replaced or nothing is done */
+    IMG_OUTPUT_NEW = 16         /* nothing may be there: -EEXIST */
 };
 /* Opens a file to write what is to appear at path: one beside it, without a
  * name where the file system can, or path itself where that is a device.
@@ -164,6 +167,11 @@ int img_output_begin(const char *path, unsigned flags, struct img_output **out,
 struct img_file *img_output_file(struct img_output *out);
 /* Makes it durable and gives it its name.  Frees out, on failure too. */
 int img_output_finish(struct img_output *out, struct img_error *err);
+/* The same, and the file stays open, still locked, the caller's now.  After a
+ * failure *file tells whether it has its name all the same: it is NULL, or
+ * only its durability is not certain. */
+int img_output_keep(struct img_output *out, struct img_file **file,
+                    struct img_error *err);
 /* The target stays as it was.  NULL is fine. */
 void img_output_abandon(struct img_output *out);
 #endif

@@ -34,6 +34,7 @@ struct img_output {
     char *temp;                 /* its name until then; NULL = none */
     bool in_place, no_sync;
     bool created;               /* in place, and not there before */
+    bool named;                 /* it has its name */
 };
 
 static void output_free(struct img_output *out)
@@ -126,12 +127,12 @@ static char *real_target(const char *path)
     return NULL;
 }
 
-static int lock_old(struct img_output *out, unsigned flags,
+static int open_old(struct img_output *out, unsigned flags, bool held,
                     struct img_error *err)
 {
     int r = img_file_open(out->path, flags, &out->old, err);
 
-    if (r < 0)
+    if (r < 0 || held)
         return r;
     return img_file_lock(out->old, IMG_PERM_WRITE | IMG_PERM_RESIZE,
                          0, err);
@@ -324,11 +325,19 @@ static int begin(struct img_output *out, const char *path, unsigned flags,
     if (exists && !S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
         return img_fail(err, EINVAL, "%s: neither a file nor a block device",
                         path);
+    if (exists && (flags & IMG_OUTPUT_NEW))
+        return img_fail(err, EEXIST, "%s: is there already", path);
     out->in_place = (flags & IMG_OUTPUT_IN_PLACE) ||
                     (exists && must_stay(out, &st));
+    if (out->in_place && (flags & IMG_OUTPUT_HELD))
+        return img_fail(err, EACCES, "%s: cannot be replaced where it is",
+                        path);
     if (out->in_place)
         return open_in_place(out, file_flags, exists, err);
-    r = exists ? lock_old(out, IMG_FILE_WRITE, err) : 0;
+    if (exists)
+        r = open_old(out, IMG_FILE_WRITE, flags & IMG_OUTPUT_HELD, err);
+    else
+        r = 0;
     return r < 0 ? r : open_beside(out, file_flags, err);
 }
 
@@ -447,6 +456,7 @@ static int finish(struct img_output *out, struct img_error *err)
         r = out->old ? replace(out, err) : appear(out, err);
     if (r < 0)
         return r;
+    out->named = true;
     out->created = false;
     free(out->temp);
     out->temp = NULL;
@@ -457,6 +467,18 @@ int img_output_finish(struct img_output *out, struct img_error *err)
 {
     int r = finish(out, err);
 
+    output_free(out);
+    return r;
+}
+
+int img_output_keep(struct img_output *out, struct img_file **file,
+                    struct img_error *err)
+{
+    int r = finish(out, err);
+
+    *file = out->named ? out->file : NULL;
+    if (out->named)
+        out->file = NULL;
     output_free(out);
     return r;
 }

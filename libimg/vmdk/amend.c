@@ -278,17 +278,11 @@ int img_vmdk_amend(struct img_layer *layer, const char *const *settings,
 {
     struct vmdk_state *st = layer->state;
     struct vmdk_text *before = st->text;
-    size_t len;
-    char *copy;
     int r;
 
     if (!st->text)
         return img_fail(err, ENOTSUP, "%s: has no descriptor", layer->path);
-    copy = img_vmdk_text_print(st->text, &len);
-    if (!copy)
-        return img_fail_nomem(err);
-    r = img_vmdk_text_parse(layer->path, copy, len, &st->text, err);
-    free(copy);
+    r = img_vmdk_text_copy(before, &st->text, err);
     for (; settings && *settings && r == 0; settings++)
         r = amend_one(st->text, *settings, err);
     if (r == 0)

@@ -12,8 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { GRAIN = 128, ENTRIES = 512, TABLE = 4 };     /* sectors, but ENTRIES */
-#define SPLIT (UINT64_C(1) << 31)                   /* bytes of an extent */
+enum { GRAIN = 128, ENTRIES = 512 };    /* sectors of a grain; of a table */
 
 static int text_too_long(const char *path, struct img_error *err)
 {
@@ -131,7 +130,8 @@ int img_vmdk_build_parent(struct img_build *b, struct vmdk_options *o,
 
 /* A directory of n consecutive tables from sector `first` on. */
 static int put_directory(struct img_file *f, uint64_t at, uint64_t n,
-                         uint64_t first, struct img_error *err)
+                         uint64_t first, uint64_t table,
+                         struct img_error *err)
 {
     uint8_t *list = calloc((size_t)n, 4);
     int r;
@@ -139,27 +139,27 @@ static int put_directory(struct img_file *f, uint64_t at, uint64_t n,
     if (!list)
         return img_fail_nomem(err);
     for (uint64_t i = 0; i < n; i++)
-        img_put_le32(list + 4 * i, (uint32_t)(first + i * TABLE));
+        img_put_le32(list + 4 * i, (uint32_t)(first + i * table));
     r = img_file_pwrite(f, list, 4 * (size_t)n, at * VMDK_SECTOR, err);
     free(list);
     return r;
 }
 
-/* Everything before the first grain; text NULL = none inside. */
-static int make_sparse(struct img_file *f, const struct vmdk_options *o,
-                       uint64_t size, const char *text,
-                       struct img_error *err)
+int img_vmdk_make_sparse(struct img_file *f, const struct vmdk_header *like,
+                         uint64_t size, const char *text,
+                         struct img_error *err)
 {
     uint8_t head[(1 + VMDK_TEXT_SECTORS) * VMDK_SECTOR] = { 0 };
     uint64_t capacity = size / VMDK_SECTOR;
-    uint64_t tables = img_div_up(capacity, GRAIN * ENTRIES);
+    uint64_t table = img_div_up(like->gt_entries * UINT64_C(4), VMDK_SECTOR);
+    uint64_t tables = img_div_up(capacity, like->grain * like->gt_entries);
     uint64_t gd = img_div_up(tables * 4, VMDK_SECTOR);
     struct vmdk_header h = {
-        .version = o->zeroed_grain ? 2 : 1, .capacity = capacity,
-        .flags = VMDK_FLAG_NEWLINES | VMDK_FLAG_REDUNDANT,
-        .grain = GRAIN, .gt_entries = ENTRIES, .text_off = text ? 1 : 0,
-        .text_len = text ? VMDK_TEXT_SECTORS : 0,
-        .rgd_off = 1 + VMDK_TEXT_SECTORS,
+        .version = like->version, .capacity = capacity,
+        .flags = like->flags | VMDK_FLAG_NEWLINES | VMDK_FLAG_REDUNDANT,
+        .grain = like->grain, .gt_entries = like->gt_entries,
+        .text_off = text ? 1 : 0, .text_len = text ? VMDK_TEXT_SECTORS : 0,
+        .rgd_off = 1 + VMDK_TEXT_SECTORS, .compressed = like->compressed,
     };
     int r;
 
@@ -167,15 +167,8 @@ static int make_sparse(struct img_file *f, const struct vmdk_options *o,
         return img_fail(err, EFBIG, "%s: %llu bytes are too many for a "
                         "sparse VMDK extent", f->path,
                         (unsigned long long)size);
-    if (o->zeroed_grain)
-        h.flags |= VMDK_FLAG_ZERO_GRAIN;
-    if (o->subformat == VMDK_STREAM) {
-        h.version = 3;
-        h.compressed = true;
-        h.flags |= VMDK_FLAG_COMPRESSED | VMDK_FLAG_MARKERS;
-    }
-    h.gd_off = h.rgd_off + gd + tables * TABLE;
-    h.overhead = img_round_up(h.gd_off + gd + tables * TABLE, GRAIN);
+    h.gd_off = h.rgd_off + gd + tables * table;
+    h.overhead = img_round_up(h.gd_off + gd + tables * table, h.grain);
     img_vmdk_header_put(head, &h);
     if (text && strlen(text) >= sizeof head - VMDK_SECTOR)
         return text_too_long(f->path, err);
@@ -186,10 +179,31 @@ static int make_sparse(struct img_file *f, const struct vmdk_options *o,
     else
         r = img_file_truncate(f, h.overhead * VMDK_SECTOR, err);
     if (r == 0 && tables)
-        r = put_directory(f, h.rgd_off, tables, h.rgd_off + gd, err);
+        r = put_directory(f, h.rgd_off, tables, h.rgd_off + gd, table, err);
     if (r == 0 && tables)
-        r = put_directory(f, h.gd_off, tables, h.gd_off + gd, err);
+        r = put_directory(f, h.gd_off, tables, h.gd_off + gd, table, err);
     return r ? r : img_file_pwrite(f, head, sizeof head, 0, err);
+}
+
+/* Everything before the first grain; text NULL = none inside. */
+static int make_sparse(struct img_file *f, const struct vmdk_options *o,
+                       uint64_t size, const char *text,
+                       struct img_error *err)
+{
+    struct vmdk_header like = {
+        .version = 1, .grain = GRAIN, .gt_entries = ENTRIES
+    };
+
+    if (o->zeroed_grain) {
+        like.version = 2;
+        like.flags |= VMDK_FLAG_ZERO_GRAIN;
+    }
+    if (o->subformat == VMDK_STREAM) {
+        like.version = 3;
+        like.compressed = true;
+        like.flags |= VMDK_FLAG_COMPRESSED | VMDK_FLAG_MARKERS;
+    }
+    return img_vmdk_make_sparse(f, &like, size, text, err);
 }
 
 /* ESX server sparse: a header of 4 sectors, the directory, then tables and
@@ -214,8 +228,7 @@ static int make_cowd(struct img_file *f, uint64_t size, struct img_error *err)
     return r ? r : img_file_pwrite(f, h, sizeof h, 0, err);
 }
 
-/* "dir/disk.vmdk" -> "disk-s001.vmdk" */
-static char *extent_name(const char *path, const char *part)
+char *img_vmdk_extent_name(const char *path, const char *part)
 {
     const char *base = strrchr(path, '/'), *dot;
     char *name = NULL;
@@ -239,7 +252,7 @@ static int make_extent(struct img_build *b, const struct vmdk_options *o,
         [VMDK_VMFS_SPARSE] = "VMFSSPARSE"
     };
     bool flat = *types[o->subformat] == 'F';
-    img_autofree char *name = extent_name(b->path, part);
+    img_autofree char *name = img_vmdk_extent_name(b->path, part);
     img_autofree char *before = *lines;
     struct img_file *file;
     int r;
@@ -279,7 +292,7 @@ static int make_extents(struct img_build *b, const struct vmdk_options *o,
                                                             : "flat",
                            lines, err);
     for (unsigned n = 1; r == 0 && (left || n == 1); n++) {
-        uint64_t now = IMG_MIN(left, SPLIT);
+        uint64_t now = IMG_MIN(left, VMDK_SPLIT);
 
         snprintf(part, sizeof part, "%c%03u",
                  o->subformat == VMDK_SPLIT_FLAT ? 'f' : 's', n);

@@ -294,6 +294,21 @@ static size_t place_for(const struct vmdk_text *t, bool ddb)
     return ddb && !last ? t->n_lines : last;
 }
 
+/* The line before `at` may be the last one and have no end. */
+static int end_line(struct vmdk_text *t, size_t at)
+{
+    char *whole;
+
+    if (!at || strchr(t->lines[at - 1], '\n'))
+        return 0;
+    whole = format("%s%s", t->lines[at - 1], line_end(t));
+    if (!whole)
+        return -ENOMEM;
+    free(t->lines[at - 1]);
+    t->lines[at - 1] = whole;
+    return 0;
+}
+
 static int add_entry(struct vmdk_text *t, const char *key, const char *value,
                      bool quoted)
 {
@@ -301,14 +316,8 @@ static int add_entry(struct vmdk_text *t, const char *key, const char *value,
     size_t at = place_for(t, ddb);
     const char *q = quoted ? "\"" : "", *gap = ddb ? " " : "";
 
-    if (at && !strchr(t->lines[at - 1], '\n')) {
-        char *whole = format("%s%s", t->lines[at - 1], line_end(t));
-
-        if (!whole)
-            return -ENOMEM;
-        free(t->lines[at - 1]);
-        t->lines[at - 1] = whole;
-    }
+    if (end_line(t, at))
+        return -ENOMEM;
     return insert_line(t, at, format("%s%s=%s%s%s%s%s", key, gap, gap, q,
                                      value, q, line_end(t)));
 }
@@ -389,6 +398,35 @@ int img_vmdk_text_set_extent(struct vmdk_text *t, size_t extent,
     t->lines[e->line] = line;
     e->sectors = sectors;
     return 0;
+}
+
+int img_vmdk_text_add_extent(struct vmdk_text *t, enum vmdk_type type,
+                             uint64_t sectors, const char *name,
+                             struct img_error *err)
+{
+    bool flat = type == VMDK_TYPE_FLAT || type == VMDK_TYPE_VMFS;
+    size_t at = t->extents[t->n_extents - 1].line + 1;
+
+    if (strpbrk(name, "\"\r\n"))
+        return img_fail(err, EINVAL, "a VMDK descriptor cannot hold the name "
+                        "'%s'", name);
+    if (end_line(t, at) ||
+        insert_line(t, at, format("RW %llu %s \"%s\"%s%s",
+                                  (unsigned long long)sectors,
+                                  type_names[type], name, flat ? " 0" : "",
+                                  line_end(t))))
+        return img_fail_nomem(err);
+    return parse_extent("new extent", t, at, err);
+}
+
+void img_vmdk_text_keep_extents(struct vmdk_text *t, size_t n)
+{
+    while (t->n_extents > n) {
+        struct vmdk_extent_line *e = &t->extents[--t->n_extents];
+
+        remove_line(t, e->line);
+        free(e->name);
+    }
 }
 
 char *img_vmdk_text_print(const struct vmdk_text *t, size_t *len)
@@ -488,6 +526,18 @@ int img_vmdk_text_parse(const char *path, const void *buf, size_t len,
         t = NULL;
     }
     *text = t;
+    return r;
+}
+
+int img_vmdk_text_copy(const struct vmdk_text *text, struct vmdk_text **copy,
+                       struct img_error *err)
+{
+    size_t len;
+    char *buf = img_vmdk_text_print(text, &len);
+    int r = buf ? img_vmdk_text_parse("descriptor", buf, len, copy, err)
+                : img_fail_nomem(err);
+
+    free(buf);
     return r;
 }
 

@@ -17,8 +17,7 @@ int img_vmdk_probe(const uint8_t *head, size_t len, const char *path)
     return img_vmdk_looks_like_text(head, len) ? 90 : 0;
 }
 
-/* A name that can only mean a file in the descriptor's folder or below it. */
-static bool name_stays(const char *name)
+bool img_vmdk_name_stays(const char *name)
 {
     const char *p = name;
 
@@ -50,7 +49,7 @@ static int add_file(struct img_layer *layer, struct img_file *file,
     return 0;
 }
 
-static bool same_file(const struct img_file *a, const struct img_file *b)
+bool img_vmdk_same_file(const struct img_file *a, const struct img_file *b)
 {
     if (a->inode || b->inode)
         return a->inode == b->inode && a->device == b->device;
@@ -66,7 +65,7 @@ static int check_shared(struct img_layer *layer, unsigned file, bool sparse,
     for (unsigned i = 0; i < file; i++) {
         bool other = !i;
 
-        if (!same_file(layer->files[i], layer->files[file]))
+        if (!img_vmdk_same_file(layer->files[i], layer->files[file]))
             continue;
         for (size_t j = 0; j < st->n_extents; j++)
             other |= st->extents[j].file == i && st->extents[j].sparse;
@@ -86,7 +85,7 @@ static int open_named(struct img_layer *layer,
     struct img_file *file = NULL;
     int r = 0;
 
-    if (!st->free_names && !name_stays(e->name))
+    if (!st->free_names && !img_vmdk_name_stays(e->name))
         return img_fail(err, EACCES, "%s: extent \"%s\" is not in the folder "
                         "of the descriptor (free-names=on allows that)",
                         layer->path, e->name);

@@ -1,9 +1,9 @@
-/* Resizing: only the last extent changes.
+/* Resizing within the last extent; split.c adds and drops extents.
  *
- * Growing makes everything new durable before the header or the descriptor
- * says that it is there; shrinking says so first.  What lies behind the end
- * of the disk, in its last grain or in the rest of its last grain table, is
- * cleared when the disk grows over it.
+ * Growing makes everything new durable before the descriptor or, where there
+ * is none beside the image, the header says that it is there; shrinking says
+ * so first.  What lies behind the end of the disk, in its last grain or in
+ * the rest of its last grain table, is cleared when the disk grows over it.
  */
 #include "vmdk/vmdk.h"
 #include "base/strings.h"
@@ -12,8 +12,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define SPLIT (UINT64_C(1) << 31)           /* twoGbMaxExtent... */
 
 static uint64_t number(const struct vmdk_text *t, const char *key)
 {
@@ -24,38 +22,66 @@ static uint64_t number(const struct vmdk_text *t, const char *key)
     return n;
 }
 
-/* The descriptor's length of the extent, and the cylinders that go with the
- * new size. */
-static int change_text(struct img_layer *layer, struct vmdk_extent *x,
-                       uint64_t size, struct img_error *err)
+int img_vmdk_set_cylinders(struct vmdk_text *text, uint64_t size,
+                           struct img_error *err)
 {
-    struct vmdk_state *st = layer->state;
-    uint64_t track;
+    uint64_t heads = number(text, "ddb.geometry.heads");
+    uint64_t sectors = number(text, "ddb.geometry.sectors");
     char value[24];
-    int r = 0;
 
-    if (!st->text)
+    if (!heads || !sectors || heads > UINT16_MAX || sectors > UINT16_MAX)
         return 0;
-    if (x->line != SIZE_MAX)
-        r = img_vmdk_text_set_extent(st->text, x->line,
-                                     (size - x->start) / VMDK_SECTOR, err);
-    track = number(st->text, "ddb.geometry.heads") *
-            number(st->text, "ddb.geometry.sectors");
-    if (r == 0 && track && track < UINT32_MAX) {
-        snprintf(value, sizeof value, "%llu",
-                 (unsigned long long)(size / VMDK_SECTOR / track));
-        r = img_vmdk_text_set(st->text, "ddb.geometry.cylinders", value, err);
-    }
-    if (r == 0)
-        r = img_vmdk_text_store(layer, err);
-    return r ? r : img_file_sync(layer->files[0], err);
+    snprintf(value, sizeof value, "%llu",
+             (unsigned long long)(size / VMDK_SECTOR / (heads * sectors)));
+    return img_vmdk_text_set(text, "ddb.geometry.cylinders", value, err);
 }
 
-static int grow_flat(struct img_layer *layer, struct vmdk_extent *x,
-                     uint64_t len, enum img_prealloc prealloc,
-                     struct img_error *err)
+/* The descriptor for the new size: its last extent's length, and the
+ * cylinders that go with it.  *text is NULL where there is none. */
+static int change_text(const struct vmdk_state *st,
+                       const struct vmdk_extent *x, uint64_t size,
+                       struct vmdk_text **text, struct img_error *err)
 {
-    struct img_file *f = layer->files[x->file];
+    int r;
+
+    *text = NULL;
+    if (!st->text)
+        return 0;
+    r = img_vmdk_text_copy(st->text, text, err);
+    if (r == 0 && x->line != SIZE_MAX)
+        r = img_vmdk_text_set_extent(*text, x->line,
+                                     (size - x->start) / VMDK_SECTOR, err);
+    return r ? r : img_vmdk_set_cylinders(*text, size, err);
+}
+
+/* Durable.  When that fails the old one is in memory, and on disk if that can
+ * still be. */
+static int store_text(struct img_layer *layer, struct vmdk_text *text,
+                      struct img_error *err)
+{
+    struct vmdk_state *st = layer->state;
+    struct vmdk_text *before = st->text;
+    int r;
+
+    if (!text)
+        return 0;
+    st->text = text;
+    r = img_vmdk_text_store(layer, err);
+    if (r == 0)
+        r = img_file_sync(layer->files[0], err);
+    if (r) {
+        st->text = before;
+        img_vmdk_text_store(layer, NULL);
+        before = text;
+    }
+    img_vmdk_text_free(before);
+    return r;
+}
+
+int img_vmdk_grow_flat(struct img_file *f, const struct vmdk_extent *x,
+                       uint64_t len, enum img_prealloc prealloc,
+                       struct img_error *err)
+{
     uint64_t had, from = x->host + x->len, to = x->host + len;
     int r;
 
@@ -227,6 +253,50 @@ static int grow_tables(struct vmdk_sparse *s, uint64_t capacity,
     return 0;
 }
 
+/* Grains wholly behind the new end are given back. */
+static int shrink_sparse(struct img_layer *layer, struct vmdk_extent *x,
+                         uint64_t len, struct img_error *err)
+{
+    struct vmdk_sparse *s = x->sparse;
+    uint64_t grain = UINT64_C(1) << s->grain_bits, done = 0;
+    uint64_t off = x->start + img_round_up(len, grain);
+    uint64_t end = x->start + x->len;
+    int r;
+
+    r = img_vmdk_sync(layer, err);
+    if (r == 0)
+        r = img_vmdk_write_header(s, len / VMDK_SECTOR, s->gd_off,
+                                  s->rgd_off, err);
+    if (r == 0)
+        s->h.capacity = len / VMDK_SECTOR;
+    while (off < end && r == 0) {
+        r = img_vmdk_unmap(layer, off, end - off, IMG_UNMAP_DROP, &done, err);
+        off += done;
+    }
+    if (r == 0)
+        r = img_vmdk_sync(layer, err);
+    if (r)
+        return r;
+    s->n_gd = (size_t)img_div_up(s->h.capacity, s->h.grain << s->gt_bits);
+    return 0;
+}
+
+/* Shrinking that did not come to its end leaves an extent that is longer than
+ * the descriptor says, with grains that nobody should see again. */
+static int drop_behind(struct img_layer *layer, struct vmdk_extent *x,
+                       struct img_error *err)
+{
+    uint64_t len = x->len;
+    int r = 0;
+
+    if (x->sparse->h.capacity > len / VMDK_SECTOR) {
+        x->len = x->sparse->h.capacity * VMDK_SECTOR;
+        r = shrink_sparse(layer, x, len, err);
+        x->len = len;
+    }
+    return r;
+}
+
 static int grow_sparse(struct img_layer *layer, struct vmdk_extent *x,
                        uint64_t len, struct img_error *err)
 {
@@ -241,6 +311,8 @@ static int grow_sparse(struct img_layer *layer, struct vmdk_extent *x,
                         (unsigned long long)len);
     r = img_vmdk_sync(layer, err);
     if (r == 0)
+        r = drop_behind(layer, x, err);
+    if (r == 0)
         r = clear_behind(layer, x, err);
     if (r)
         return r;
@@ -250,31 +322,53 @@ static int grow_sparse(struct img_layer *layer, struct vmdk_extent *x,
     return r;
 }
 
-/* Grains wholly behind the new end are given back. */
-static int shrink_sparse(struct img_layer *layer, struct vmdk_extent *x,
-                         uint64_t len, struct img_error *err)
+/* The end of a file that another extent lies in is not there for growing, and
+ * not to be cut off. */
+static bool is_shared(const struct img_layer *layer,
+                      const struct vmdk_extent *x)
 {
-    struct vmdk_sparse *s = x->sparse;
-    uint64_t grain = UINT64_C(1) << s->grain_bits, done;
-    uint64_t off = x->start + img_round_up(len, grain);
-    uint64_t end = x->start + x->len;
-    int r;
+    const struct vmdk_state *st = layer->state;
 
-    r = img_vmdk_sync(layer, err);
-    if (r == 0)
-        r = img_vmdk_write_header(s, len / VMDK_SECTOR, s->gd_off,
-                                  s->rgd_off, err);
-    while (off < end && r == 0) {
-        r = img_vmdk_unmap(layer, off, end - off, IMG_UNMAP_DROP, &done, err);
-        off += done;
+    for (size_t i = 0; i < st->n_extents; i++) {
+        const struct vmdk_extent *other = &st->extents[i];
+
+        if (other != x && other->kind == VMDK_FLAT &&
+            other->host + other->len > x->host &&
+            img_vmdk_same_file(layer->files[other->file],
+                               layer->files[x->file]))
+            return true;
     }
-    if (r == 0)
-        r = img_vmdk_sync(layer, err);
-    if (r)
-        return r;
-    s->h.capacity = len / VMDK_SECTOR;
-    s->n_gd = (size_t)img_div_up(s->h.capacity, s->h.grain << s->gt_bits);
-    return 0;
+    return false;
+}
+
+int img_vmdk_grow_last(struct img_layer *layer, uint64_t len,
+                       enum img_prealloc prealloc, struct img_error *err)
+{
+    struct vmdk_state *st = layer->state;
+    struct vmdk_extent *x = &st->extents[st->n_extents - 1];
+
+    if (x->sparse)
+        return grow_sparse(layer, x, len, err);
+    if (x->kind != VMDK_FLAT)
+        return 0;
+    if (is_shared(layer, x))
+        return img_fail(err, ENOTSUP, "%s: another extent lies behind the "
+                        "last one in %s", layer->path,
+                        layer->files[x->file]->path);
+    return img_vmdk_grow_flat(layer->files[x->file], x, len, prealloc, err);
+}
+
+int img_vmdk_cut_last(struct img_layer *layer, uint64_t len,
+                      struct img_error *err)
+{
+    struct vmdk_state *st = layer->state;
+    struct vmdk_extent *x = &st->extents[st->n_extents - 1];
+
+    if (x->sparse)
+        return shrink_sparse(layer, x, len, err);
+    if (x->kind != VMDK_FLAT || is_shared(layer, x))
+        return 0;
+    return img_file_truncate(layer->files[x->file], x->host + len, err);
 }
 
 static int check_kind(struct img_layer *layer, struct vmdk_extent *x,
@@ -282,10 +376,7 @@ static int check_kind(struct img_layer *layer, struct vmdk_extent *x,
                       struct img_error *err)
 {
     struct vmdk_state *st = layer->state;
-    char *type = st->text ? img_vmdk_text_get(st->text, "createType") : NULL;
-    bool split = type && strstr(type, "GbMaxExtent");
 
-    free(type);
     if (x->sparse && (x->kind != VMDK_SPARSE || x->sparse->h.compressed))
         return img_fail(err, ENOTSUP, "%s: this sort of VMDK image cannot be "
                         "resized", layer->path);
@@ -301,15 +392,57 @@ static int check_kind(struct img_layer *layer, struct vmdk_extent *x,
     if (size % VMDK_SECTOR || size > VMDK_SIZE_MAX)
         return img_fail(err, EINVAL, "%s: %llu bytes are not whole sectors",
                         layer->path, (unsigned long long)size);
-    if (size <= x->start && st->n_extents > 1)
+    if (size <= x->start && st->n_extents > 1 && !img_vmdk_is_split(st))
         return img_fail(err, ENOTSUP, "%s: only its last extent, from %llu "
                         "on, can be resized", layer->path,
                         (unsigned long long)x->start);
-    if (split && size - x->start > SPLIT)
-        return img_fail(err, ENOTSUP, "%s: the last extent can grow to 2 GiB "
-                        "only, which makes %llu bytes; convert it instead",
-                        layer->path, (unsigned long long)(x->start + SPLIT));
     return 0;
+}
+
+/* Where it is the header that counts, it may say less by now. */
+static void settle_size(struct img_layer *layer, struct vmdk_extent *x)
+{
+    if (x->sparse && x->len > x->sparse->h.capacity * VMDK_SECTOR) {
+        x->len = x->sparse->h.capacity * VMDK_SECTOR;
+        layer->size = x->start + x->len;
+    }
+}
+
+static int resize_last(struct img_layer *layer, struct vmdk_extent *x,
+                       uint64_t size, enum img_prealloc prealloc,
+                       struct img_error *err)
+{
+    struct vmdk_state *st = layer->state;
+    bool grows = size > layer->size;
+    uint64_t len = size - x->start;
+    struct vmdk_text *text;
+    int r;
+
+    r = change_text(st, x, size, &text, err);
+    if (r == 0 && grows)
+        r = img_vmdk_grow_last(layer, len, prealloc, err);
+    /* The header of a file that is the whole image says its size, the
+     * descriptor inside repeats it. */
+    if (r == 0 && !grows && st->text_room)
+        r = img_vmdk_cut_last(layer, len, err);
+    if (r) {
+        img_vmdk_text_free(text);
+        settle_size(layer, x);
+        return r;
+    }
+    r = store_text(layer, text, err);
+    if (r) {
+        if (grows)
+            img_vmdk_cut_last(layer, x->len, NULL);
+        settle_size(layer, x);
+        return img_fail_prefix(err, r, "%s: its descriptor could not follow "
+                               "the new size", layer->path);
+    }
+    if (!grows && !st->text_room)
+        r = img_vmdk_cut_last(layer, len, err);
+    x->len = len;
+    layer->size = size;
+    return r;
 }
 
 int img_vmdk_resize(struct img_layer *layer, uint64_t size,
@@ -317,34 +450,15 @@ int img_vmdk_resize(struct img_layer *layer, uint64_t size,
 {
     struct vmdk_state *st = layer->state;
     struct vmdk_extent *x = &st->extents[st->n_extents - 1];
-    struct img_file *file = layer->files[x->file];
-    bool grows = size > layer->size;
-    uint64_t len, old = x->len;
+    bool split = img_vmdk_is_split(st);
     int r;
 
     r = check_kind(layer, x, size, prealloc, err);
     if (r || size == layer->size)
         return r;
-    len = size - x->start;
-    if (grows && x->kind == VMDK_FLAT)
-        r = grow_flat(layer, x, len, prealloc, err);
-    else if (grows && x->sparse)
-        r = grow_sparse(layer, x, len, err);
-    else if (!grows && x->kind != VMDK_SPARSE)
-        r = change_text(layer, x, size, err);
-    else if (!grows)
-        r = shrink_sparse(layer, x, len, err);
-    if (r)
-        return r;
-    x->len = len;
-    layer->size = size;
-    if (grows || x->sparse)
-        r = change_text(layer, x, size, err);
-    else if (x->kind == VMDK_FLAT)
-        r = img_file_truncate(file, x->host + len, err);
-    if (r)
-        return img_fail_prefix(err, r, "%s: resized from %llu bytes, but the "
-                               "descriptor could not follow", layer->path,
-                               (unsigned long long)old);
-    return 0;
+    if (split && size > img_vmdk_split_room(layer) && x->kind != VMDK_ZERO)
+        return img_vmdk_split_grow(layer, size, prealloc, err);
+    if (split && size <= x->start && st->n_extents > 1)
+        return img_vmdk_split_drop(layer, size, err);
+    return resize_last(layer, x, size, prealloc, err);
 }

@@ -28,6 +28,7 @@ enum {
 #define VMDK_DIRECTORY_MAX (UINT64_C(128) << 20)    /* bytes, all extents */
 #define VMDK_SIZE_MAX (UINT64_C(1) << 62)           /* guest bytes */
 #define VMDK_NO_PARENT UINT32_MAX                   /* parentCID of a base */
+#define VMDK_SPLIT (UINT64_C(1) << 31)      /* an extent of twoGbMaxExtent... */
 
 /* ---- descriptor.c: text -> struct and back; knows nothing of files ------ */
 
@@ -74,6 +75,14 @@ int img_vmdk_text_set_ddb(struct vmdk_text *text, const char *entry,
                           struct img_error *err);
 int img_vmdk_text_set_extent(struct vmdk_text *text, size_t extent,
                              uint64_t sectors, struct img_error *err);
+/* Behind the others; name stays the caller's. */
+int img_vmdk_text_add_extent(struct vmdk_text *text, enum vmdk_type type,
+                             uint64_t sectors, const char *name,
+                             struct img_error *err);
+/* Only the first n extents stay. */
+void img_vmdk_text_keep_extents(struct vmdk_text *text, size_t n);
+int img_vmdk_text_copy(const struct vmdk_text *text, struct vmdk_text **copy,
+                       struct img_error *err);
 /* malloc'ed, with a 0 behind it that *len does not count. */
 char *img_vmdk_text_print(const struct vmdk_text *text, size_t *len);
 const char *img_vmdk_type_name(enum vmdk_type type);
@@ -194,6 +203,9 @@ int img_vmdk_probe(const uint8_t *head, size_t len, const char *path);
 int img_vmdk_open(struct img_layer *layer,
                   const struct img_open_options *opts, struct img_error *err);
 void img_vmdk_close(struct img_layer *layer);
+/* A name that can only mean a file in the descriptor's folder or below it. */
+bool img_vmdk_name_stays(const char *name);
+bool img_vmdk_same_file(const struct img_file *a, const struct img_file *b);
 int img_vmdk_check_base(struct img_layer *layer, const struct img_layer *base,
                         struct img_error *err);
 
@@ -289,6 +301,27 @@ int img_vmdk_write_header(struct vmdk_sparse *s, uint64_t capacity,
                           struct img_error *err);
 int img_vmdk_resize(struct img_layer *layer, uint64_t size,
                     enum img_prealloc prealloc, struct img_error *err);
+int img_vmdk_set_cylinders(struct vmdk_text *text, uint64_t size,
+                           struct img_error *err);
+/* x: as it is in the file, durable when this returns. */
+int img_vmdk_grow_flat(struct img_file *file, const struct vmdk_extent *x,
+                       uint64_t len, enum img_prealloc prealloc,
+                       struct img_error *err);
+/* What backs the last extent, for another length; it and the descriptor are
+ * the caller's. */
+int img_vmdk_grow_last(struct img_layer *layer, uint64_t len,
+                       enum img_prealloc prealloc, struct img_error *err);
+int img_vmdk_cut_last(struct img_layer *layer, uint64_t len,
+                      struct img_error *err);
+
+/* split.c: extents are files of one size, added and dropped as need be */
+bool img_vmdk_is_split(const struct vmdk_state *st);
+/* How large the disk can get without another extent. */
+uint64_t img_vmdk_split_room(const struct img_layer *layer);
+int img_vmdk_split_grow(struct img_layer *layer, uint64_t size,
+                        enum img_prealloc prealloc, struct img_error *err);
+int img_vmdk_split_drop(struct img_layer *layer, uint64_t size,
+                        struct img_error *err);
 int img_vmdk_describe(struct img_layer *layer, struct img_info *info,
                       struct img_error *err);
 int img_vmdk_check(struct img_layer *layer,
@@ -341,6 +374,13 @@ int img_vmdk_build_text(struct img_build *build, const struct vmdk_options *o,
 /* Sets o->parent_cid. */
 int img_vmdk_build_parent(struct img_build *build, struct vmdk_options *o,
                           struct img_error *err);
+/* Everything before the first grain of an extent like that one, in an empty
+ * file; text NULL = no descriptor inside. */
+int img_vmdk_make_sparse(struct img_file *f, const struct vmdk_header *like,
+                         uint64_t size, const char *text,
+                         struct img_error *err);
+/* "dir/disk.vmdk" -> "disk-PART.vmdk", malloc'ed */
+char *img_vmdk_extent_name(const char *path, const char *part);
 char *img_vmdk_own_line(const struct vmdk_options *o, const char *path);
 
 /* vmdk.c */

@@ -1,0 +1,8 @@
+/* Files beside an image that come and go with it. */
+#ifndef IMG_CORE_BESIDE_H
+#define IMG_CORE_BESIDE_H
+struct img_layer;
+
+/* Sets the hooks of format.h that do that. */
+void img_beside_hooks(struct img_layer *layer);
+#endif
