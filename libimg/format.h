@@ -18,6 +18,7 @@
 struct img_file;
 struct img_tcache;
 struct img_strings;             /* base/strings.h */
+struct img_runs;                /* base/runs.h */
 
 struct img_layer {
     const struct img_format *format;
@@ -173,6 +174,14 @@ struct img_bitmap_ops {
                 uint64_t len, struct img_error *);
 };
 
+/* What a cluster of a new image is to be. */
+enum img_content {
+    IMG_CONTENT_NONE,           /* what lies below shows it already, or it
+                                   reads as zeros with nothing below */
+    IMG_CONTENT_ZEROS,
+    IMG_CONTENT_DATA
+};
+
 /* Images that can only be written from front to back, to a file or a pipe.
  * Calls come one after the other, in guest order; put writes data or keeps
  * it for later, as the format needs. */
@@ -184,15 +193,22 @@ struct img_sink_ops {
                  int (*write)(void *opaque, const void *buf, size_t len,
                               struct img_error *), void *opaque,
                  struct img_sink **, struct img_error *);
-    /* packed: data is one packed cluster, else plain cluster content. */
+    /* For formats that have their tables in front: called before the first
+     * put, with what each cluster will be (enum img_content), which then is
+     * put, all of it and in this order.  NULL = needs no plan. */
+    int (*plan)(struct img_sink *, const struct img_runs *,
+                struct img_error *);
+    /* packed: data is one packed cluster, else plain cluster content: of one
+     * cluster, or with a plan of any number of them; NULL = zeros. */
     int (*put)(struct img_sink *, uint64_t off, const void *data, size_t len,
                bool packed, struct img_error *);
     int (*finish)(struct img_sink *, struct img_error *);
     void (*free)(struct img_sink *);
-    enum img_codec codec;       /* of packed clusters */
+    enum img_codec codec;       /* of packed clusters; with a plan there are
+                                   none */
     uint32_t (*cluster_size)(const struct img_sink *);
-    /* Do these settings ask for an image that only the sink can write?
-     * NULL = never: the sink is for pipes. */
+    /* Do these settings ask for an image that only the sink can write, to a
+     * file too?  NULL = begin tells. */
     bool (*needed)(const struct img_create_options *);
 };
 

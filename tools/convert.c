@@ -5,6 +5,7 @@
 #include "size.h"
 #include "vimg.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -243,6 +244,7 @@ static int work(struct img_disk *const *from, size_t n, const char *target,
     if (args.no_create)
         return into_existing(from, n, target, opts, job);
     if (!strcmp(target, "-")) {
+        signal(SIGPIPE, SIG_IGN);   /* an error with words instead */
         r = img_convert_fd(from, n, STDOUT_FILENO, opts, job, &err);
     } else {
         target = open_plain_path(target);

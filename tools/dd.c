@@ -1,21 +1,14 @@
-/* vimg dd: copies a part of a disk into a new image.
- *
- * A whole disk is img_convert's work.  A part is copied here into a new image
- * beside the target, which takes the target's place when it is complete. */
+/* vimg dd: copies a disk, or a part of it, into a new image: img_convert, in
+ * dd's words. */
 #include "open.h"
 #include "progress.h"
 #include "size.h"
 #include "vimg.h"
 
-#include <errno.h>
 #include <inttypes.h>
-#include <stdio.h>
-#include <stdlib.h>
+#include <signal.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
-
-enum { CHUNK = 1 << 20 };
 
 static struct {
     struct open_how how;
@@ -95,122 +88,21 @@ static void lay_out(struct dd *dd, struct img_disk *from)
     dd->size = (dd->length + 511) & ~UINT64_C(511);
 }
 
-static int write_all(int fd, const char *buf, size_t len)
-{
-    while (len) {
-        ssize_t n = write(fd, buf, len);
-
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0)
-            return -errno;
-        buf += n;
-        len -= (size_t)n;
-    }
-    return 0;
-}
-
-/* One piece: to a disk, or to fd when to is NULL. */
-static int copy_piece(struct img_disk *from, uint64_t from_off,
-                      struct img_disk *to, int fd, uint64_t to_off,
-                      size_t len, char *buf, struct img_error *err)
-{
-    bool zero;
-    int r = img_pread(from, buf, len, from_off, err);
-
-    if (r < 0)
-        return r;
-    zero = buf[0] == 0 && !memcmp(buf, buf + 1, len - 1);
-    if (to)
-        return zero ? 0 : img_pwrite(to, buf, len, to_off, 0, err);
-    r = write_all(fd, buf, len);
-    if (r < 0)
-        snprintf(err->message, sizeof err->message, "standard output: %s",
-                 strerror(-r));
-    return r;
-}
-
-static int copy(const struct dd *dd, struct img_disk *from,
-                struct img_disk *to, int fd, struct img_error *err)
-{
-    char *buf = need_memory(malloc(CHUNK));
-    struct img_job *job = progress_begin(false);
-    uint64_t at = 0;
-    int r = 0;
-
-    while (r == 0 && at < dd->length) {
-        uint64_t n = dd->length - at < CHUNK ? dd->length - at : CHUNK;
-
-        r = copy_piece(from, dd->start + at, to, fd, at, (size_t)n, buf, err);
-        at += n;
-        if (r == 0 && job->progress(job->opaque, at, dd->length)) {
-            snprintf(err->message, sizeof err->message, "interrupted");
-            r = -ECANCELED;
-        }
-    }
-    progress_end(r == 0);
-    free(buf);
-    return r;
-}
-
-static int part_to_image(const struct dd *dd, struct img_disk *from,
-                         const char *path, struct img_error *err)
-{
-    struct img_create_options create = IMG_CREATE_OPTIONS;
-    struct img_open_options opts = IMG_OPEN_OPTIONS;
-    struct img_disk *to = NULL;
-    int r, r2;
-
-    create.format = opts.format = args.format ? args.format : "raw";
-    create.disk_size = dd->size;
-    create.has_size = true;
-    opts.flags = IMG_OPEN_WRITE;
-    r = img_create(path, &create, err);
-    if (r == 0)
-        r = img_open(path, &opts, &to, err);
-    if (r == 0)
-        r = copy(dd, from, to, -1, err);
-    r2 = img_close(to, r == 0 ? err : NULL);
-    return r < 0 ? r : r2;
-}
-
-/* The new image appears when it is complete.  VMDK descriptors hold their own
- * name, devices and servers cannot be replaced: those are written in place. */
-static int part(const struct dd *dd, struct img_disk *from,
+static int copy(const struct dd *dd, struct img_disk *from, bool to_stdout,
                 struct img_error *err)
-{
-    const char *format = args.format ? args.format : "raw";
-    const char *path = open_plain_path(dd->out);
-    struct stat st;
-    char *beside;
-    int r;
-
-    if (!strcmp(format, "vmdk") || !strncmp(path, "nbd", 3) || (stat(path, &st) == 0 &&
-                                    !S_ISREG(st.st_mode)))
-        return part_to_image(dd, from, path, err);
-    beside = format_text("%s.vimg-%ld", path, (long)getpid());
-    r = part_to_image(dd, from, beside, err);
-    if (r == 0 && rename(beside, path) < 0) {
-        r = -errno;
-        snprintf(err->message, sizeof err->message, "%s: %s", path,
-                 strerror(errno));
-    }
-    if (r < 0)
-        unlink(beside);
-    free(beside);
-    return r;
-}
-
-static int whole(const struct dd *dd, struct img_disk *from, bool to_stdout,
-                 struct img_error *err)
 {
     struct img_create_options create = IMG_CREATE_OPTIONS;
     struct img_convert_options opts = IMG_CONVERT_OPTIONS;
     int r;
 
     create.format = args.format ? args.format : "raw";
+    create.disk_size = dd->size;
+    create.has_size = true;
     opts.create = &create;
     opts.warn = warn_line;
+    opts.has_range = true;
+    opts.offset = dd->start;
+    opts.length = dd->length;
     if (to_stdout)
         r = img_convert_fd(&from, 1, STDOUT_FILENO, &opts,
                            progress_begin(false), err);
@@ -234,16 +126,9 @@ static int transfer(struct dd *dd, struct img_disk *from)
                  "afterwards", dd->out, dd->in);
         return 1;
     }
-    if (dd->start == 0 && dd->length == img_size(from) && dd->length > 0)
-        r = whole(dd, from, to_stdout, &err);
-    else if (!to_stdout)
-        r = part(dd, from, &err);
-    else if (args.format && strcmp(args.format, "raw")) {
-        complain("A part of a disk can only be written to standard output as "
-                 "raw");
-        return 1;
-    } else
-        r = copy(dd, from, NULL, STDOUT_FILENO, &err);
+    if (to_stdout)
+        signal(SIGPIPE, SIG_IGN);   /* an error with words instead */
+    r = copy(dd, from, to_stdout, &err);
     if (r < 0)
         complain("%s: %s", dd->out, err.message);
     return r < 0 ? 1 : 0;

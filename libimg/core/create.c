@@ -329,6 +329,11 @@ int img_making_begin(const char *path, const struct img_create_options *opts,
     return 0;
 }
 
+struct img_chain *img_making_backing(struct img_making *making)
+{
+    return ((struct making *)making->build.core)->backing;
+}
+
 int img_making_create(struct img_making *making, struct img_error *err)
 {
     if (!making->format->create)

@@ -6,6 +6,8 @@
 #define IMG_CORE_CREATE_H
 #include "format.h"
 
+struct img_chain;
+
 struct img_making {
     struct img_build build;     /* as format->create and sink->begin want it;
                                    build.opts are resolved: format, size and
@@ -19,6 +21,8 @@ struct img_making {
  * "-".  Writes nothing yet. */
 int img_making_begin(const char *path, const struct img_create_options *opts,
                      struct img_making **making, struct img_error *err);
+/* The chain that build.backing is the top of; NULL = none is open. */
+struct img_chain *img_making_backing(struct img_making *making);
 /* Calls format->create. */
 int img_making_create(struct img_making *making, struct img_error *err);
 /* Opens what create made, for reading and writing, with its backing chain

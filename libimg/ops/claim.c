@@ -15,8 +15,6 @@
  * enough to cost nothing, small enough to be canceled. */
 #define STRETCH_MAX (UINT64_C(1) << 30)
 
-enum need { NEED_NOTHING, NEED_ZERO, NEED_DATA };
-
 static bool covers(const struct img_stretch *st, uint64_t off)
 {
     return st->end > off && st->off <= off;
@@ -42,29 +40,29 @@ static int look_at_source(struct img_copy *c, uint64_t off,
     return r;
 }
 
-static enum need need_of(const struct img_copy *c, uint64_t off)
+static enum img_content need_of(const struct img_copy *c, uint64_t off)
 {
     const struct img_stretch *st = &c->now;
 
     if (st->depth < c->min_depth ||
         (st->depth >= c->max_depth && c->max_depth != UINT32_MAX))
-        return NEED_NOTHING;
+        return IMG_CONTENT_NONE;
     if (c->all)
-        return NEED_DATA;
+        return IMG_CONTENT_DATA;
     if (img_stretch_is_zero(st)) {
         if (c->base)
-            return img_stretch_is_zero(&c->now_base) ? NEED_NOTHING
-                                                     : NEED_ZERO;
-        return c->target_zero ? NEED_NOTHING : NEED_ZERO;
+            return img_stretch_is_zero(&c->now_base) ? IMG_CONTENT_NONE
+                                                     : IMG_CONTENT_ZEROS;
+        return c->target_zero ? IMG_CONTENT_NONE : IMG_CONTENT_ZEROS;
     }
     if (c->base && st->file && img_stretch_is_same(st, &c->now_base, off))
-        return NEED_NOTHING;
-    return NEED_DATA;
+        return IMG_CONTENT_NONE;
+    return IMG_CONTENT_DATA;
 }
 
 /* What is needed from off on, with one answer up to *end. */
 static int look(struct img_copy *c, uint64_t off, uint64_t *end,
-                enum need *need, struct img_error *err)
+                enum img_content *need, struct img_error *err)
 {
     int r = look_at_source(c, off, err);
 
@@ -79,14 +77,12 @@ static int look(struct img_copy *c, uint64_t off, uint64_t *end,
     return 0;
 }
 
-/* The same for whole units: off is a multiple of the unit, and so is *end
- * unless it is the end of the source.  A unit of which parts need different
- * things is read as a whole. */
-static int look_at_units(struct img_copy *c, uint64_t off, uint64_t *end,
-                         enum need *need, struct img_error *err)
+/* See copy.h. */
+int img_copy_look(struct img_copy *c, uint64_t off, uint64_t *end,
+                  enum img_content *need, struct img_error *err)
 {
     uint64_t unit_end = IMG_MIN(off + c->unit, c->source.size), at;
-    enum need other;
+    enum img_content other;
     int r = look(c, off, &at, need, err);
 
     if (r < 0)
@@ -100,9 +96,30 @@ static int look_at_units(struct img_copy *c, uint64_t off, uint64_t *end,
         if (r < 0)
             return r;
         if (other != *need)
-            *need = NEED_DATA;
+            *need = IMG_CONTENT_DATA;
     }
     *end = unit_end;
+    return 0;
+}
+
+/* The same as it was planned; off never goes back. */
+static void look_at_plan(struct img_copy *c, uint64_t off, uint64_t *end,
+                         enum img_content *need)
+{
+    while (off >= c->planned_end && img_runs_more(&c->planned)) {
+        c->planned_end += c->planned.left * c->unit;
+        c->planned.left = 0;
+    }
+    *end = IMG_MIN(c->planned_end, c->source.size);
+    *need = (enum img_content)c->planned.kind;
+}
+
+static int look_ahead(struct img_copy *c, uint64_t off, uint64_t *end,
+                      enum img_content *need, struct img_error *err)
+{
+    if (!c->plan)
+        return img_copy_look(c, off, end, need, err);
+    look_at_plan(c, off, end, need);
     return 0;
 }
 
@@ -131,17 +148,17 @@ static int claim_data(struct img_copy *c, struct img_claim *claim,
                       uint64_t end, struct img_error *err)
 {
     uint64_t most = claim->off + c->claim_max;
-    enum need need;
+    enum img_content need;
 
     if (claim_shared(c, claim, end))
         return 0;
     while (end < most && end < c->source.size) {
         uint64_t next;
-        int r = look_at_units(c, end, &next, &need, err);
+        int r = look_ahead(c, end, &next, &need, err);
 
         if (r < 0)
             return r;
-        if (need != NEED_DATA)
+        if (need != IMG_CONTENT_DATA)
             break;
         end = next;
     }
@@ -153,20 +170,20 @@ int img_copy_claim(struct img_copy *c, struct img_claim *claim,
                    struct img_error *err)
 {
     uint64_t from = c->pos, end;
-    enum need need;
+    enum img_content need;
     int r = 0;
 
     memset(claim, 0, sizeof *claim);
     while (c->pos < c->source.size) {
-        r = look_at_units(c, c->pos, &end, &need, err);
+        r = look_ahead(c, c->pos, &end, &need, err);
         if (r < 0)
             return r;
         claim->off = c->pos;
-        if (need == NEED_NOTHING) {
+        if (need == IMG_CONTENT_NONE) {
             c->pos = end;
             continue;
         }
-        if (need == NEED_ZERO) {
+        if (need == IMG_CONTENT_ZEROS) {
             claim->zero = true;
             claim->len = IMG_MIN(end - c->pos, STRETCH_MAX);
         } else {

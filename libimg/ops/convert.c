@@ -44,7 +44,7 @@ static int check_options(struct img_convert *cv, struct img_error *err)
     return 0;
 }
 
-static int check_size(struct img_convert *cv, struct img_error *err)
+int img_convert_check_size(struct img_convert *cv, struct img_error *err)
 {
     uint64_t size = cv->copy.source.size;
     struct img_create_options *c = &cv->create;
@@ -59,6 +59,25 @@ static int check_size(struct img_convert *cv, struct img_error *err)
                         "than the source, %llu bytes",
                         (unsigned long long)c->disk_size,
                         (unsigned long long)size);
+    return 0;
+}
+
+static int cut_source(struct img_convert *cv, struct img_error *err)
+{
+    const struct img_convert_options *o = &cv->opts;
+
+    if (!o->has_range)
+        return 0;
+    if (!img_inside(o->offset, o->length, cv->copy.source.size))
+        return img_fail(err, EINVAL, "%llu bytes at %llu are not in the "
+                        "source, which has %llu",
+                        (unsigned long long)o->length,
+                        (unsigned long long)o->offset,
+                        (unsigned long long)cv->copy.source.size);
+    if (o->bitmaps)
+        return img_fail(err, EINVAL, "Bitmaps go with the whole source, not "
+                        "with a part of it");
+    img_source_cut(&cv->copy.source, o->offset, o->length);
     return 0;
 }
 
@@ -81,6 +100,8 @@ int img_convert_begin(struct img_convert *cv, struct img_disk *const *from,
     r = check_options(cv, err);
     if (r == 0)
         r = img_source_join(&c->source, from, n_from, err);
+    if (r == 0)
+        r = cut_source(cv, err);
     if (r < 0)
         return r;
     c->max_depth = UINT32_MAX;
@@ -368,7 +389,7 @@ static int convert_file(struct img_convert *cv, const char *to,
                         struct img_error *err)
 {
     struct img_making *m = NULL;
-    int r = check_size(cv, err);
+    int r = img_convert_check_size(cv, err);
 
     if (r == 0)
         r = refuse_own_file(cv, to, err);

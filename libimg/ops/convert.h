@@ -22,6 +22,8 @@ struct img_convert {
 int img_convert_begin(struct img_convert *cv, struct img_disk *const *from,
                       size_t n_from, const struct img_convert_options *opts,
                       const struct img_job *job, struct img_error *err);
+/* The target's size: the source's if none was asked for, never less. */
+int img_convert_check_size(struct img_convert *cv, struct img_error *err);
 /* Refuses what the sources are read from as a target; path is for the
  * message. */
 int img_convert_refuse_source(const struct img_convert *cv,

@@ -1,9 +1,13 @@
 /* Converting to what can only be written from front to back. */
 #include "ops/convert.h"
 #include "base/checked.h"
+#include "base/cleanup.h"
 #include "base/error.h"
+#include "base/strings.h"
+#include "base/runs.h"
 #include "file/file.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -28,10 +32,45 @@ static int write_to_fd(void *opaque, const void *buf, size_t len,
     return 0;
 }
 
+static const char *backing_of(const struct img_convert *cv)
+{
+    const char *name = cv->create.backing;
+
+    if (!name)
+        name = img_setting(cv->create.settings, "backing_file");
+    return name && *name ? name : NULL;
+}
+
+/* What a stream carries has no folder. */
+static int refuse_relative(const struct img_convert *cv, struct img_error *err)
+{
+    const char *name = backing_of(cv);
+
+    if (!name || *name == '/')
+        return 0;
+    return img_fail(err, EINVAL, "A stream has no folder: the backing file "
+                    "'%s' must be an absolute path", name);
+}
+
 /* Deflate never makes a cluster longer by more than a few bytes a block. */
 static uint32_t packing_slack(uint32_t unit)
 {
     return unit / 16 + 1024;
+}
+
+static void prepare_sink(struct img_convert *cv)
+{
+    const struct img_sink_ops *ops = cv->format->sink;
+    struct img_copy *c = &cv->copy;
+
+    c->sink_ops = ops;
+    c->outlet = &img_outlet_sink;
+    c->ordered = true;
+    c->target_zero = true;
+    c->pack = !ops->plan;
+    c->codec = ops->codec;
+    c->unit = ops->cluster_size(c->sink);
+    c->slack = packing_slack(c->unit);
 }
 
 int img_convert_to_sink(struct img_convert *cv, struct img_making *making,
@@ -45,14 +84,7 @@ int img_convert_to_sink(struct img_convert *cv, struct img_making *making,
     if (r < 0)
         return r;
     *begun = true;
-    c->sink_ops = ops;
-    c->outlet = &img_outlet_sink;
-    c->ordered = true;
-    c->target_zero = true;
-    c->pack = true;
-    c->codec = ops->codec;
-    c->unit = ops->cluster_size(c->sink);
-    c->slack = packing_slack(c->unit);
+    prepare_sink(cv);
     if (cv->opts.bitmaps)
         r = img_fail(err, ENOTSUP, "%s: format %s has no bitmaps",
                      making->build.path, cv->format->info.name);
@@ -62,6 +94,105 @@ int img_convert_to_sink(struct img_convert *cv, struct img_making *making,
         r = ops->finish(c->sink, err);
     ops->free(c->sink);
     c->sink = NULL;
+    return r;
+}
+
+/* ---- by a plan --------------------------------------------------------- */
+
+/* Is the file a layer below some source's top?  Then the maps tell what the
+ * source has of its own; else only reading does. */
+static bool rests_on(const struct img_convert *cv, const struct img_layer *l)
+{
+    for (size_t i = 0; i < cv->n_from; i++) {
+        const struct img_chain *chain = cv->from[i]->chain;
+
+        for (unsigned d = 0; d < chain->n; d++)
+            if (img_file_is_same(chain->layers[d]->files[0], l->files[0]))
+                return true;
+    }
+    return false;
+}
+
+/* Does nothing take a second look at what was read or written?  (Behind the
+ * source's end a larger target has nothing; over a backing file it would have
+ * to be zeros.) */
+static bool maps_will_do(const struct img_convert *cv,
+                         const struct img_making *m)
+{
+    const struct img_layer *base = m->build.backing;
+
+    return !cv->opts.compress && !cv->opts.bitmaps && !cv->opts.sparse_bytes &&
+           (!base || (m->build.opts->disk_size == cv->copy.source.size &&
+                      rests_on(cv, base)));
+}
+
+static int write_by_plan(struct img_convert *cv, const struct img_runs *plan,
+                         struct img_error *err)
+{
+    struct img_copy *c = &cv->copy;
+    int r = c->sink_ops->plan(c->sink, plan, err);
+
+    if (r < 0)
+        return r;
+    c->plan = plan;
+    r = img_copy_run(c, cv->job, err);
+    if (r == 0 && !c->salvage)
+        r = img_plan_still_holds(c, err);
+    if (r == 0)
+        r = c->sink_ops->finish(c->sink, err);
+    c->plan = NULL;
+    return r;
+}
+
+/* -ENOTSUP, and nothing is written: a file has to be made first. */
+static int plan_and_write(struct img_convert *cv, struct img_making *m,
+                          img_write_fn *write, void *opaque,
+                          struct img_error *err)
+{
+    enum { PLAN_MAX = 64 << 20 };
+    const struct img_sink_ops *ops = cv->format->sink;
+    struct img_runs plan = { .most = PLAN_MAX };
+    struct img_copy *c = &cv->copy;
+    int r;
+
+    if (!maps_will_do(cv, m))
+        return -ENOTSUP;
+    r = ops->begin(&m->build, write, opaque, &c->sink, err);
+    if (r < 0)
+        return r;
+    prepare_sink(cv);
+    r = img_plan_make(c, &plan, err);
+    if (r == -EFBIG)
+        r = -ENOTSUP;
+    else if (r == 0)
+        r = write_by_plan(cv, &plan, err);
+    img_runs_free(&plan);
+    ops->free(c->sink);
+    c->sink = NULL;
+    return r;
+}
+
+/* The backing file of the new image shows through what is not written. */
+static int stream_planned(struct img_convert *cv, struct img_making *m,
+                          img_write_fn *write, void *opaque,
+                          struct img_error *err)
+{
+    struct img_copy *c = &cv->copy;
+    struct img_source base = { 0 };
+    struct img_io io;
+    int r;
+
+    r = refuse_relative(cv, err);
+    if (r < 0 || !m->build.backing)
+        return r < 0 ? r : plan_and_write(cv, m, write, opaque, err);
+    img_io_init(&io, img_making_backing(m));
+    r = img_source_one(&base, &io, 0, c->source.size, err);
+    c->base = &base;
+    if (r == 0)
+        r = plan_and_write(cv, m, write, opaque, err);
+    c->base = NULL;
+    img_source_free(&base);
+    img_io_destroy(&io);
     return r;
 }
 
@@ -110,6 +241,21 @@ static int no_more_files(struct img_build *b, const char *name,
                     "too), which a stream cannot carry", name);
 }
 
+/* $TMPDIR or /var/tmp, as the tools have it. */
+static int begin_temporary(struct img_convert *cv, struct img_making **m,
+                           struct img_error *err)
+{
+    const char *folder = secure_getenv("TMPDIR");
+    img_autofree char *path = NULL;
+
+    if (asprintf(&path, "%s/vimg-stream",
+                 folder && *folder ? folder : "/var/tmp") < 0) {
+        path = NULL;
+        return img_fail_nomem(err);
+    }
+    return img_making_begin(path, &cv->create, m, err);
+}
+
 /* Any other format: made in a file without a name, then streamed. */
 static int stream_made(struct img_convert *cv, struct fd_writer *w,
                        struct img_error *err)
@@ -118,13 +264,12 @@ static int stream_made(struct img_convert *cv, struct fd_writer *w,
     struct img_making *m = NULL;
     int r, closed;
 
-    if (cv->create.backing && *cv->create.backing != '/')
-        return img_fail(err, EINVAL, "A stream has no folder: the backing "
-                        "file '%s' must be an absolute path",
-                        cv->create.backing);
+    r = refuse_relative(cv, err);
+    if (r < 0)
+        return r;
     cv->create.flags |= IMG_CREATE_NO_SYNC;
     cv->opts.no_sync = true;
-    r = img_making_begin("/var/tmp/vimg-stream", &cv->create, &m, err);
+    r = begin_temporary(cv, &m, err);
     if (r < 0)
         return r;
     m->build.add_file = no_more_files;
@@ -149,8 +294,9 @@ static int convert_stream(struct img_convert *cv, struct fd_writer *w,
     bool begun = false;
     int r;
 
-    cv->create.disk_size = cv->copy.source.size;
-    cv->create.has_size = true;
+    r = img_convert_check_size(cv, err);
+    if (r < 0)
+        return r;
     if (img_format_is_identity(cv->format))
         return stream_raw(cv, w, err);
     if (!cv->format->sink)
@@ -158,7 +304,10 @@ static int convert_stream(struct img_convert *cv, struct fd_writer *w,
     r = img_making_begin(NULL, &cv->create, &m, err);
     if (r < 0)
         return r;
-    r = img_convert_to_sink(cv, m, write_to_fd, w, &begun, err);
+    if (cv->format->sink->plan)
+        r = stream_planned(cv, m, write_to_fd, w, err);
+    else
+        r = img_convert_to_sink(cv, m, write_to_fd, w, &begun, err);
     img_making_abandon(m);
     return r == -ENOTSUP && !begun ? stream_made(cv, w, err) : r;
 }

@@ -61,7 +61,7 @@ static int read_claim(struct img_copy *c, struct img_batch *b,
         salvage(c, b->in, b->off, b->len);
         r = 0;
     }
-    if (r == 0 && c->base)
+    if (r == 0 && b->below)
         r = img_source_read(c->base, b->below, b->len, b->off, err);
     return r;
 }
@@ -100,19 +100,24 @@ static uint32_t pack_unit(struct img_copy *c, struct img_batch *b,
     return (uint32_t)img_pack(b->packer, in, c->unit, b->out + at, room);
 }
 
-/* Unit by unit: is it there already, is it zeros, can it be packed? */
+/* Unit by unit: is it there already, is it zeros, can it be packed?  By a
+ * plan it is neither. */
 static void decide(struct img_copy *c, struct img_batch *b)
 {
     uint64_t end = b->off + b->len, len;
     size_t packed = 0;
 
     b->n = 0;
+    if (c->plan) {
+        add_piece(b, IMG_PIECE_PLAIN, b->off, b->len);
+        return;
+    }
     for (uint64_t off = b->off; off < end; off += len) {
         const uint8_t *in = b->in + (off - b->off);
         uint32_t n = 0;
 
         len = IMG_MIN((uint64_t)c->unit, end - off);
-        if (c->base && !memcmp(in, b->below + (off - b->off), len))
+        if (b->below && !memcmp(in, b->below + (off - b->off), len))
             continue;
         if (!c->all && img_is_zero(in, len)) {
             if (!c->target_zero || c->base)
@@ -236,7 +241,7 @@ static int make_batch(struct img_copy *c, struct img_batch *b,
     b->in = aligned_alloc(ALIGN, c->claim_max);
     if (!b->pieces || !b->places || !b->in)
         return img_fail_nomem(err);
-    if (c->base) {
+    if (c->base && !c->plan) {
         b->below = aligned_alloc(ALIGN, c->claim_max);
         if (!b->below)
             return img_fail_nomem(err);
@@ -264,6 +269,8 @@ int img_copy_run(struct img_copy *c, const struct img_job *job,
                         c->unit);
     c->pos = c->tickets = 0;
     c->now = c->now_base = (struct img_stretch){ 0 };
+    c->planned = (struct img_runs_at){ .runs = c->plan };
+    c->planned_end = 0;
     c->batches = calloc(n, sizeof *c->batches);
     if (!c->batches)
         return img_fail_nomem(err);

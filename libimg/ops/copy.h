@@ -8,6 +8,7 @@
 #ifndef IMG_OPS_COPY_H
 #define IMG_OPS_COPY_H
 #include "base/team.h"
+#include "base/runs.h"
 #include "ops/source.h"
 #include "codec/codec.h"
 
@@ -67,6 +68,9 @@ struct img_copy {
                                    what lies below, which will change */
     bool target_zero;           /* zeros need not be written */
     bool all;                   /* everything is written, zeros too */
+    const struct img_runs *plan;    /* what the target's tables say already,
+                                   in units: it is what is written, whatever
+                                   the data are like; NULL = nothing yet */
     bool pack;
     bool share;                 /* the file system can share blocks */
     bool ordered;               /* place needs the turnstile */
@@ -92,6 +96,8 @@ struct img_copy {
     struct img_mutex lock;      /* protects the claim state below */
     uint64_t pos, tickets;
     struct img_stretch now, now_base;
+    struct img_runs_at planned; /* of plan, */
+    uint64_t planned_end;       /* where that run ends */
     uint32_t claim_max;
     struct img_batch *batches;  /* one per worker */
     unsigned n_batches;
@@ -101,6 +107,19 @@ struct img_copy {
  * user has set. */
 int img_copy_run(struct img_copy *copy, const struct img_job *job,
                  struct img_error *err);
+
+/* claim.c: what the maps say that has to be done from off on, a multiple of
+ * the unit; so is *end, unless it is the end of the source.  A unit of which
+ * parts need different things is data. */
+int img_copy_look(struct img_copy *copy, uint64_t off, uint64_t *end,
+                  enum img_content *need, struct img_error *err);
+
+/* plan.c: all that the maps say.  -EFBIG: it takes too much memory. */
+int img_plan_make(struct img_copy *copy, struct img_runs *plan,
+                  struct img_error *err);
+/* After copying by a plan: -EIO where the source has something now that the
+ * plan does not know of. */
+int img_plan_still_holds(struct img_copy *copy, struct img_error *err);
 
 /* claim.c: the next claim; *len 0 = none is left.  shared says that the
  * claim is one stretch of blocks to share (*st), zero that it is all

@@ -48,6 +48,11 @@ static int sink_place(struct img_copy *c, struct img_batch *b,
         const struct img_piece *p = &b->pieces[i];
         bool packed = p->kind == IMG_PIECE_PACKED;
 
+        if (c->plan) {
+            r = c->sink_ops->put(c->sink, p->off, p->data, (size_t)p->len,
+                                 false, err);
+            continue;
+        }
         if (p->kind == IMG_PIECE_ZERO)
             continue;           /* what is not put reads as zeros */
         if (packed) {

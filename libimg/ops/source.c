@@ -45,6 +45,26 @@ int img_source_one(struct img_source *s, struct img_io *io, unsigned from,
     return 0;
 }
 
+void img_source_cut(struct img_source *s, uint64_t off, uint64_t len)
+{
+    size_t n = 0;
+
+    for (size_t i = 0; i < s->n; i++) {
+        struct img_part p = s->parts[i];
+        uint64_t from = IMG_MAX(p.start, off);
+        uint64_t to = IMG_MIN(p.start + p.size, off + len);
+
+        if (to <= from)
+            continue;
+        p.skip += from - p.start;
+        p.size = to - from;
+        p.start = from - off;
+        s->parts[n++] = p;
+    }
+    s->n = n;
+    s->size = len;
+}
+
 void img_source_free(struct img_source *s)
 {
     free(s->parts);
@@ -69,9 +89,9 @@ static uint64_t visible(const struct img_part *p)
 {
     const struct img_chain *chain = p->io->chain;
 
-    if (p->from >= chain->n)
-        return 0;
-    return IMG_MIN(p->size, chain->layers[p->from]->size);
+    uint64_t size = p->from < chain->n ? chain->layers[p->from]->size : 0;
+
+    return size > p->skip ? IMG_MIN(p->size, size - p->skip) : 0;
 }
 
 int img_source_map(const struct img_source *s, uint64_t off,
@@ -87,12 +107,12 @@ int img_source_map(const struct img_source *s, uint64_t off,
     if (off >= s->size)
         return 0;
     p = part_at(s, off);
-    st->start = p->start;
+    st->start = p->start - p->skip;
     if (off - p->start >= visible(p)) {
         st->end = p->start + p->size;
         return 0;
     }
-    r = img_chain_map(p->io->chain, p->from, off - p->start,
+    r = img_chain_map(p->io->chain, p->from, off - st->start,
                       p->start + visible(p) - off, s->flags, &run,
                       &st->depth, err);
     if (r < 0)
@@ -100,7 +120,7 @@ int img_source_map(const struct img_source *s, uint64_t off,
     if (!run.len)
         return img_fail(err, EIO, "%s: no answer for offset %llu",
                         p->io->chain->layers[p->from]->path,
-                        (unsigned long long)(off - p->start));
+                        (unsigned long long)(off - st->start));
     st->end = off + run.len;
     st->kind = run.kind;
     if (st->depth >= p->io->chain->n)
@@ -136,7 +156,8 @@ int img_source_read(const struct img_source *s, void *buf, size_t len,
         if (seen) {
             now = (size_t)IMG_MIN((uint64_t)now, seen);
             iov = (struct iovec){ to, now };
-            r = img_io_read(p->io, p->from, &iov, 1, off - p->start, err);
+            r = img_io_read(p->io, p->from, &iov, 1, off - p->start + p->skip,
+                            err);
             if (r < 0)
                 return r;
         } else {

@@ -8,6 +8,7 @@ struct img_part {
     struct img_io *io;
     unsigned from;              /* topmost layer that is looked at */
     uint64_t start, size;       /* in the source */
+    uint64_t skip;              /* of the disk, before what is in the source */
 };
 
 struct img_source {
@@ -24,7 +25,7 @@ struct img_stretch {
     unsigned depth;
     struct img_file *file;      /* DATA, PACKED */
     uint64_t host;
-    uint64_t start;             /* of the part: off - start is the guest's */
+    uint64_t start;             /* off - start is the guest's, modulo 2^64 */
 };
 
 
@@ -32,6 +33,8 @@ int img_source_join(struct img_source *source, struct img_disk *const *disks,
                     size_t n, struct img_error *err);
 int img_source_one(struct img_source *source, struct img_io *io,
                    unsigned from, uint64_t size, struct img_error *err);
+/* Leaves len bytes from off on, which are there. */
+void img_source_cut(struct img_source *source, uint64_t off, uint64_t len);
 void img_source_free(struct img_source *source);
 
 int img_source_map(const struct img_source *source, uint64_t off,

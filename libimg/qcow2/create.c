@@ -300,16 +300,33 @@ static int preallocate(struct img_build *b, struct img_file *data,
     return r;
 }
 
+static int new_header(struct img_build *b, struct plan *p,
+                      struct img_error *err)
+{
+    int r = read_options(b->opts, p, err);
+
+    if (r == 0)
+        r = img_qcow2_identity_note(&p->h, b->backing, err);
+    return r == 0 ? lay_out(b->path, p, err) : r;
+}
+
+int img_qcow2_header_new(struct img_build *b, struct qcow2_header *h,
+                         bool *prealloc, struct img_error *err)
+{
+    struct plan p = { .prealloc = IMG_PREALLOC_OFF };
+    int r = new_header(b, &p, err);
+
+    *h = p.h;
+    *prealloc = p.prealloc != IMG_PREALLOC_OFF;
+    return r;
+}
+
 int img_qcow2_create(struct img_build *b, struct img_error *err)
 {
     struct img_file *data = NULL;
     struct plan p = { .prealloc = IMG_PREALLOC_OFF };
-    int r = read_options(b->opts, &p, err);
+    int r = new_header(b, &p, err);
 
-    if (r == 0)
-        r = img_qcow2_identity_note(&p.h, b->backing, err);
-    if (r == 0)
-        r = lay_out(b->path, &p, err);
     if (r == 0)
         r = make_data_file(b, &p, &data, err);
     if (r == 0)

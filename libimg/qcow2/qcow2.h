@@ -13,7 +13,8 @@
  *   write.c   reserve, publish, abandon
  *   unmap.c   zeros, discards
  *   sync.c    write-back in the order that keeps every crash leak-only
- *   create.c  new images          resize.c   another size
+ *   create.c  new images          stream.c   the same, from front to back
+ *   resize.c  another size
  *   backing.c the link to the backing file, identity.c what that was like
  *   snapshot.c bitmap.c check.c amend.c describe.c   as named
  *   downgrade.c  amend: from version 3 to 2
@@ -219,6 +220,12 @@ img_qcow2_extension_find(const struct qcow2_header *h, uint32_t type);
 int img_qcow2_extension_set(struct qcow2_header *h, uint32_t type,
                             const void *data, uint32_t len,
                             struct img_error *err);
+
+/* ---- create.c ---- */
+/* The header of a new, empty image.  img_qcow2_header_free is due, on failure
+ * too. */
+int img_qcow2_header_new(struct img_build *b, struct qcow2_header *h,
+                         bool *prealloc, struct img_error *err);
 
 /* ---- identity.c ---- */
 /* Notes what the base of h->backing is like; base NULL: nothing is known. */
@@ -448,6 +455,7 @@ int img_qcow2_describe(struct img_layer *, struct img_info *,
                        struct img_error *);
 extern const struct img_snapshot_ops img_qcow2_snapshot_ops;
 extern const struct img_bitmap_ops img_qcow2_bitmap_ops;
+extern const struct img_sink_ops img_qcow2_sink;
 extern const struct img_option_info img_qcow2_options[];
 
 /* ---- snapshot.c ---- */
