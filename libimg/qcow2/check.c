@@ -320,6 +320,7 @@ static int prepare(struct qcow2_checking *c, struct img_error *err)
     if (r < 0)
         return r;
     c->n = img_div_up(size, q->cluster_size);
+    c->file_end = size;
     c->table = malloc(q->cluster_size);
     if (!c->table)
         return img_fail_nomem(err);

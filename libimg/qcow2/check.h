@@ -25,6 +25,7 @@ struct qcow2_checking {
     struct img_check_result *result;
 
     uint64_t n;                 /* host clusters that the file has */
+    uint64_t file_end;          /* bytes, at most those of n clusters */
     uint8_t *table;             /* a cluster to read tables into */
     uint64_t done, total;       /* tables, for progress */
     bool quiet;                 /* findings are known */

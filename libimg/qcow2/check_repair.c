@@ -177,6 +177,7 @@ int img_qcow2_check_rebuild(struct qcow2_checking *c, struct img_error *err)
 
     /* The file has grown by the new structure. */
     c->n = l.first + l.blocks + l.table;
+    c->file_end = c->n << q->cluster_bits;
     q->end = IMG_MAX(q->end, c->n << q->cluster_bits);
     return 0;
 }

@@ -48,18 +48,18 @@ struct worker {                 /* one thread, with one chunk */
             img_qcow2_finding(c, &(c)->result->errors, __VA_ARGS__);      \
     } while (0)
 
-/* Adds references to [off, off + len).  The last cluster of a file may be
- * there only in part; more than that is an error. */
+/* Adds references to [off, off + len).  The last cluster may be there only in
+ * part; that a whole one is missing is an error. */
 static int count(struct qcow2_checking *c, uint64_t off, uint64_t len,
                  struct img_error *err)
 {
     uint64_t first = off >> c->q->cluster_bits;
-    uint64_t last;
+    uint64_t last = (off + len - 1) >> c->q->cluster_bits;
 
     if (!len)
         return 0;
     if (!img_inside(off, len, INT64_MAX) ||
-        (last = (off + len - 1) >> c->q->cluster_bits) > c->n) {
+        off + len >= c->file_end + c->q->cluster_size) {
         structural(c, "ERROR: a reference to %llu bytes at 0x%llx reaches "
                    "beyond the end of the file", (unsigned long long)len,
                    (unsigned long long)off);
@@ -553,8 +553,14 @@ struct visit {
 static int count_visited(void *opaque, uint64_t off, uint64_t len)
 {
     struct visit *v = opaque;
+    struct qcow2_checking *c = v->c;
 
-    return count_alone(v->c, off, len, v->err);
+    if (!img_is_aligned(off, c->q->cluster_size)) {
+        structural(c, "ERROR: a bitmap's cluster at 0x%llx is not aligned",
+                   (unsigned long long)off);
+        return 0;
+    }
+    return count_alone(c, off, len, v->err);
 }
 
 int img_qcow2_check_walk(struct qcow2_checking *c, struct img_error *err)
