@@ -1,13 +1,15 @@
 #!/bin/sh
 # The kernel's own client: a Linux under QEMU (without KVM) attaches an
 # overlay by vimg-nbd -c, mounts its partition, writes, detaches; the overlay
-# comes back through a second disk and is looked at here.
+# comes back through a second disk and is looked at here.  And vsock, which a
+# machine can speak to itself where its kernel has vsock_loopback.
 . ./tests/functions.sh
 need qemu-system-x86_64 qemu-img cpio busybox sfdisk mke2fs debugfs e2fsck \
     dpkg-deb
 dir=$builddir/tests/nbd-guest
 modules="virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev
-    virtio_pci virtio_blk nbd"
+    virtio_pci virtio_blk nbd vsock vmw_vsock_virtio_transport_common
+    vsock_loopback"
 
 get_kernel() {
     rm -rf "$dir/deb"
@@ -25,10 +27,10 @@ get_kernel() {
     cp "$dir"/deb/boot/vmlinuz-* "$dir/vmlinuz"
     rm -rf "$dir/deb"
 }
-[ -f "$dir/vmlinuz" ] || get_kernel || skip "no Debian cloud kernel to be had"
+[ -f "$dir/vmlinuz" ] && [ -f "$dir/vsock_loopback.ko" ] || get_kernel || skip "no Debian cloud kernel to be had"
 [ -f "$dir/nbd.ko" ] || skip "that kernel has no nbd"
 
-# The program and the libraries it needs.
+# The programs and the libraries they need.
 root=$tmp/root
 mkdir -p "$root/bin" "$root/dev" "$root/proc" "$root/sys" "$root/mnt" \
     "$root/img" "$root/tmp"
@@ -36,18 +38,30 @@ cp "$(command -v busybox)" "$root/bin/busybox"
 for m in $modules; do
     [ ! -f "$dir/$m.ko" ] || cp "$dir/$m.ko" "$root/"
 done
-prog=$builddir/.libs/vimg-nbd
-[ -x "$prog" ] || prog=$builddir/vimg-nbd
-cp "$prog" "$root/bin/vimg-nbd"
-LD_LIBRARY_PATH="$builddir/.libs" ldd "$prog" | grep -o '/[^ ]*' |
-    while read -r lib; do
-        case $lib in
-        */ld-linux*) to=$root$lib ;;
-        *) to=$root/lib/$(basename "$lib") ;;
-        esac
-        mkdir -p "$(dirname "$to")"
-        cp -L "$lib" "$to"
-    done
+take() { # PROGRAM OR PLUGIN AS
+    cp "$1" "$root/$2"
+    LD_LIBRARY_PATH="$builddir/.libs" ldd "$1" | grep -o '/[^ ]*' |
+        while read -r lib; do
+            case $lib in
+            */ld-linux*) to=$root$lib ;;
+            *) to=$root/lib/$(basename "$lib") ;;
+            esac
+            mkdir -p "$(dirname "$to")"
+            cp -L "$lib" "$to"
+        done
+}
+for prog in vimg vimg-nbd; do
+    built=$builddir/.libs/$prog
+    [ -x "$built" ] || built=$builddir/$prog
+    take "$built" "bin/$prog"
+done
+# Other people's clients and servers, for vsock.
+! command -v nbdinfo >/dev/null || take "$(command -v nbdinfo)" bin/nbdinfo
+if command -v nbdkit >/dev/null; then
+    take "$(command -v nbdkit)" bin/nbdkit
+    plugins=$(nbdkit --dump-config | sed -n 's/^plugindir=//p')
+    take "$plugins/nbdkit-file-plugin.so" bin/nbdkit-file-plugin.so
+fi
 
 # A disk with one partition, and an overlay on it.
 truncate -s 40M "$tmp/base.raw"
@@ -58,6 +72,8 @@ mke2fs -q -F -t ext4 -d "$tmp/files" -E offset=1048576 "$tmp/base.raw" 36M \
     >/dev/null 2>&1 || die "mke2fs"
 qemu-img convert -f raw -O qcow2 "$tmp/base.raw" "$root/img/base.qcow2"
 qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 "$root/img/top.qcow2"
+mkdir "$root/keys"
+echo "alice:a1b2c3d4e5f60718293a4b5c6d7e8f90" >"$root/keys/keys.psk"
 
 cat >"$root/init" <<'EOT'
 #!/bin/busybox sh
@@ -69,7 +85,8 @@ $b mount -t devtmpfs dev /dev
 $b mount -t proc proc /proc
 $b mount -t sysfs sys /sys
 for m in virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev \
-    virtio_pci virtio_blk nbd; do
+    virtio_pci virtio_blk nbd vsock vmw_vsock_virtio_transport_common \
+    vsock_loopback; do
     [ ! -f /$m.ko ] || $b insmod /$m.ko || stop "no module $m"
 done
 gone() { # DEVICE
@@ -163,6 +180,51 @@ $b kill $($b cat /tmp/pid4)
 gone ${d#/dev/} || stop "a signal did not detach by ioctl"
 ended /tmp/pid4
 say "auto-ioctl $d"
+# Vsock, from this machine to itself (CID 1): our server, to our own client
+# and libnbd's, plain and by TLS; then nbdkit's server.
+vsock() {
+    uri=nbd+vsock://1:10809/
+    vimg-nbd -t -e 0 -f qcow2 --vsock=1:10809 --fork --pid-file /tmp/pid5 \
+        /img/top.qcow2 || stop "no server on vsock"
+    vimg info -f raw $uri >/tmp/info || stop "vsock: no info"
+    $b grep -q '40 MiB' /tmp/info || stop "vsock: $($b cat /tmp/info)"
+    if [ -x /bin/nbdinfo ]; then
+        [ "$(nbdinfo --size $uri)" = 41943040 ] || stop "vsock: nbdinfo"
+    fi
+    vimg compare -f raw -F qcow2 -U $uri /img/top.qcow2 >/dev/null ||
+        stop "vsock: read otherwise"
+    vimg io -f raw -c 'write -P 0x77 39M 512k' -c flush $uri >/dev/null ||
+        stop "vsock: no write"
+    $b kill $($b cat /tmp/pid5)
+    ended /tmp/pid5
+    vimg io -f qcow2 -c 'read -P 0x77 39M 512k' /img/top.qcow2 >/dev/null ||
+        stop "vsock: what was written is not there"
+    # Any address of this machine; a shared key.
+    vimg-nbd -t -e 0 -f qcow2 --vsock=10810 --fork --pid-file /tmp/pid6 \
+        --object tls-creds-psk,id=t,endpoint=server,dir=/keys \
+        --tls-creds t /img/top.qcow2 || stop "no server on vsock with TLS"
+    vimg convert -f raw -O raw \
+        "nbds+vsock://alice@1:10810/?tls-psk-file=/keys/keys.psk" \
+        /tmp/tls.raw || stop "vsock: TLS"
+    vimg compare -f raw -F qcow2 -U /tmp/tls.raw /img/top.qcow2 >/dev/null ||
+        stop "vsock: TLS: read otherwise"
+    ! vimg info -f raw nbd+vsock://1:10810/ >/dev/null 2>&1 ||
+        stop "vsock: plain text"
+    $b kill $($b cat /tmp/pid6)
+    ended /tmp/pid6
+    if [ -x /bin/nbdkit ]; then
+        nbdkit --vsock -p 10811 -P /tmp/pid7 /bin/nbdkit-file-plugin.so \
+            /tmp/tls.raw || stop "no nbdkit on vsock"
+        vimg compare -f raw -F raw nbd+vsock://1:10811/ /tmp/tls.raw \
+            >/dev/null || stop "vsock: from nbdkit"
+        $b kill $($b cat /tmp/pid7)
+    fi
+    say "vsock fine"
+}
+if [ -f /vsock_loopback.ko ]; then
+    PATH=/bin
+    vsock
+fi
 $b dd if=/img/top.qcow2 of=/dev/vda bs=64k conv=fsync 2>/dev/null
 say "size $($b stat -c %s /img/top.qcow2)"
 stop "done"
@@ -182,6 +244,8 @@ timeout ${VIMG_GUEST_TIME:-300} qemu-system-x86_64 -accel tcg -m 768 -smp 1 -nod
 tr -d '\r' <"$tmp/console" >"$tmp/said"
 grep -q '^GUEST: done' "$tmp/said" ||
     { cat "$tmp/said"; die "the guest did not finish"; }
+[ ! -f "$dir/vsock_loopback.ko" ] || grep -q '^GUEST: vsock fine' "$tmp/said" ||
+    die "vsock"
 said() { sed -n "s/^GUEST: $1 \([^ ]*\).*/\1/p" "$tmp/said"; }
 
 # What the guest wrote is in the overlay, and the overlay is sound.
