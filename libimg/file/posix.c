@@ -19,7 +19,6 @@
 #include <limits.h>
 #include <linux/fs.h>
 #include <linux/magic.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -32,7 +31,12 @@ enum { DIRECT_ALIGN = 4096, BOUNCE_MAX = 1 << 20 };
 struct posix {
     struct img_rwlock edge;     /* changes: shared; of parts of O_DIRECT
                                    blocks: exclusive */
-    atomic_int lost;            /* errno of a sync that failed */
+    /* One sync at a time; sync_lock protects the rest. */
+    struct img_mutex sync_lock;
+    struct img_cond synced;
+    bool syncing;
+    uint64_t begun, ended;      /* syncs, ever */
+    int lost;                   /* errno of one that failed */
     unsigned perm, shared;      /* what is locked */
     /* Where the last data were found.  Finding the end of a long run of data
      * costs the kernel a walk over all of it, and who maps an image asks
@@ -427,25 +431,51 @@ static int posix_truncate(struct img_file *f, uint64_t size,
                                        (unsigned long long)size);
 }
 
-/* The kernel reports a lost write to one sync only and then forgets it; no
- * later sync of ours may say that all is well. */
+/* 0, or an errno. */
+static int sync_now(const struct img_file *f)
+{
+    while (fdatasync(f->fd) < 0)
+        if (errno == EINVAL || errno == ENOSYS)
+            return 0;           /* nothing that could be made durable */
+        else if (errno != EINTR)
+            return errno;
+    return 0;
+}
+
+/* The kernel reports a lost write to one sync only and then forgets it: no
+ * later sync of ours may say that all is well, nor one that ran beside it.
+ * So there is one at a time, and it is for all who asked before it began. */
 static int posix_sync(struct img_file *f, struct img_error *err)
 {
     struct posix *p = f->state;
-    int code = atomic_load(&p->lost);
+    bool first = false;
+    uint64_t mine;
+    int code;
 
-    if (code)
-        return img_fail_errno(err, code, "%s: an earlier write was lost",
-                              f->path);
-    while (fdatasync(f->fd) < 0) {
-        if (errno == EINTR)
+    img_lock(&p->sync_lock);
+    mine = p->begun + 1;
+    while (!p->lost && p->ended < mine) {
+        if (p->syncing) {
+            img_wait(&p->synced, &p->sync_lock);
             continue;
-        if (errno == EINVAL || errno == ENOSYS)
-            return 0;           /* nothing that could be made durable */
-        atomic_store(&p->lost, errno);
-        return img_fail_errno(err, errno, "%s: making it durable", f->path);
+        }
+        p->syncing = true;
+        p->begun++;
+        img_unlock(&p->sync_lock);
+        code = sync_now(f);
+        img_lock(&p->sync_lock);
+        p->syncing = false;
+        p->ended = p->begun;
+        p->lost = code;
+        first = code;
+        img_wake_all(&p->synced);
     }
-    return 0;
+    code = p->lost;
+    img_unlock(&p->sync_lock);
+    if (!code)
+        return 0;
+    return img_fail_errno(err, code, first ? "%s: making it durable" :
+                          "%s: an earlier write was lost", f->path);
 }
 
 static int posix_size(struct img_file *f, uint64_t *size,
@@ -560,6 +590,8 @@ static void posix_close(struct img_file *f)
     close(f->fd);
     img_rwlock_destroy(&p->edge);
     img_mutex_destroy(&p->memory);
+    img_mutex_destroy(&p->sync_lock);
+    img_cond_destroy(&p->synced);
     free(p);
 }
 
@@ -644,6 +676,8 @@ int img_file_from_fd(int fd, const char *path, unsigned flags,
     }
     img_rwlock_init(&p->edge);
     img_mutex_init(&p->memory);
+    img_mutex_init(&p->sync_lock);
+    img_cond_init(&p->synced);
     p->shared = IMG_PERM_ALL;
     f->state = p;
     f->ops = &posix_ops;

@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <stdatomic.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <signal.h>
 
 enum { MODEL = 300000 };
@@ -311,6 +312,109 @@ static void test_growing_direct(void **state)
     growing(IMG_FILE_DIRECT);
 }
 
+/* ---- syncs at the same time --------------------------------------------- */
+
+/* The first sync stays in the kernel until told, then fails or not; later
+ * ones find nothing to complain of, as the kernel tells an error once. */
+static struct {
+    struct img_mutex lock;
+    struct img_cond moved;
+    bool on, entered, leave;
+    int calls, error;
+} kernel;
+
+int fdatasync(int fd)
+{
+    int r = 0;
+
+    if (!kernel.on)
+        return (int)syscall(SYS_fdatasync, fd);
+    img_lock(&kernel.lock);
+    if (kernel.calls++ == 0) {
+        kernel.entered = true;
+        img_wake_all(&kernel.moved);
+        while (!kernel.leave)
+            img_wait(&kernel.moved, &kernel.lock);
+        errno = kernel.error;
+        r = kernel.error ? -1 : 0;
+    }
+    img_unlock(&kernel.lock);
+    return r;
+}
+
+struct syncer {
+    pthread_t thread;
+    struct img_file *f;
+    int result;
+    bool done;
+};
+
+static void *sync_file(void *opaque)
+{
+    struct syncer *s = opaque;
+    int r = img_file_sync(s->f, NULL);
+
+    img_lock(&kernel.lock);
+    s->result = r;
+    s->done = true;
+    img_wake_all(&kernel.moved);
+    img_unlock(&kernel.lock);
+    return NULL;
+}
+
+/* One sync is in the kernel; another is asked for, and must not be answered
+ * before the first one is. */
+static void two_syncs(int error, struct syncer s[2])
+{
+    struct img_file *f = open_new(0);
+    bool early;
+
+    kernel.on = true;
+    kernel.entered = kernel.leave = false;
+    kernel.calls = 0;
+    kernel.error = error;
+    img_mutex_init(&kernel.lock);
+    img_cond_init(&kernel.moved);
+    s[0] = s[1] = (struct syncer){ .f = f };
+    pthread_create(&s[0].thread, NULL, sync_file, &s[0]);
+    img_lock(&kernel.lock);
+    while (!kernel.entered)
+        img_wait(&kernel.moved, &kernel.lock);
+    img_unlock(&kernel.lock);
+    pthread_create(&s[1].thread, NULL, sync_file, &s[1]);
+    img_lock(&kernel.lock);
+    img_wait_ms(&kernel.moved, &kernel.lock, 100);
+    early = s[1].done;
+    kernel.leave = true;
+    img_wake_all(&kernel.moved);
+    img_unlock(&kernel.lock);
+    for (int i = 0; i < 2; i++)
+        pthread_join(s[i].thread, NULL);
+    kernel.on = false;
+    img_file_close(f);
+    assert_false(early);
+}
+
+static void test_syncs_lost(void **state)
+{
+    struct syncer s[2];
+
+    two_syncs(EIO, s);
+    assert_int_equal(s[0].result, -EIO);
+    assert_int_equal(s[1].result, -EIO);
+}
+
+/* What is asked for while one runs is not covered by that one. */
+static void test_syncs_cover(void **state)
+{
+    struct syncer s[2];
+
+    two_syncs(0, s);
+    assert_int_equal(s[0].result, 0);
+    assert_int_equal(s[1].result, 0);
+    assert_int_equal(kernel.calls, 2);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -324,6 +428,8 @@ int main(void)
         cmocka_unit_test(test_too_large),
         cmocka_unit_test(test_growing),
         cmocka_unit_test(test_growing_direct),
+        cmocka_unit_test(test_syncs_lost),
+        cmocka_unit_test(test_syncs_cover),
     };
 
     return cmocka_run_group_tests_name("file", tests, scratch_begin,
