@@ -28,6 +28,7 @@ struct check {
     uint64_t from, to;              /* the window */
     uint8_t *used;
     uint64_t last_host;
+    bool empty;                     /* the table is, its other copy is not */
 };
 
 static void say(struct check *c, const char *fmt, ...)
@@ -182,6 +183,9 @@ static int mend_table(struct check *c, size_t g, bool second,
         return r;
     img_write_lock(&st->lock);
     gd[g] = 0;
+    /* The other one's turn would come, but a table is made with both. */
+    if (!from && !second && s->rgd && s->rgd[g])
+        s->rgd[g] = 0;
     img_rw_unlock(&st->lock);
     r = img_vmdk_tables_get(c->layer, s, g, slices, err);
     if (r == 0) {
@@ -308,8 +312,20 @@ static void set_one(struct check *c, struct img_slice *slice, uint32_t i,
     img_rw_unlock(&st->lock);
 }
 
-/* Compares entry i of both copies; the first one counts, unless it points
- * nowhere. */
+/* An entry that says nothing of its own: a place outside the file, or a table
+ * that has nothing at all, as one has that never came to the disk or was
+ * overwritten with zeros.  What its other copy says is not to be lost then. */
+static bool says_nothing(struct check *c, uint32_t v)
+{
+    if (!v)
+        return c->empty;
+    if (v == 1 && c->s->zero_grain)
+        return false;
+    return v == 1 || !grain_sectors(c, (uint64_t)v * VMDK_SECTOR);
+}
+
+/* Compares entry i of both copies; the first one counts, unless it says
+ * nothing. */
 static void compare_copies(struct check *c, struct img_slice *slices[2],
                            size_t g, uint32_t i)
 {
@@ -331,7 +347,7 @@ static void compare_copies(struct check *c, struct img_slice *slices[2],
         c->res->errors++;
     if (!(behind ? c->mend_leaks : c->mend))
         return;
-    if (a > 1 && !grain_sectors(c, (uint64_t)a * VMDK_SECTOR))
+    if (says_nothing(c, a))
         set_one(c, slices[0], i, b);
     else
         set_one(c, slices[1], i, a);
@@ -390,6 +406,14 @@ static int check_entry(struct check *c, struct img_slice *slices[2], size_t g,
     return c->mend ? move_grain(c, slices, i, host, err) : 0;
 }
 
+static bool is_empty(const struct img_slice *table)
+{
+    for (uint32_t i = 0; i < table->len; i++)
+        if (table->data[i])
+            return false;
+    return true;
+}
+
 static int check_table(struct check *c, size_t g, bool first,
                        struct img_error *err)
 {
@@ -407,6 +431,7 @@ static int check_table(struct check *c, size_t g, bool first,
         return r;
     if (s->rgd && s->rgd[g] && table_inside(c, s->rgd, g))
         r = img_vmdk_table_get(c->layer, s, g, true, &slices[1], err);
+    c->empty = slices[1] && is_empty(slices[0]) && !is_empty(slices[1]);
     for (uint32_t i = 0; i < n && r == 0; i++)
         r = check_entry(c, slices, g, i, first, err);
     if (slices[1])
