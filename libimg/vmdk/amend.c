@@ -58,6 +58,25 @@ int img_vmdk_text_store(struct img_layer *layer, struct img_error *err)
     return r;
 }
 
+int img_vmdk_text_replace(struct img_layer *layer,
+                          const struct vmdk_text *text, bool *done,
+                          struct img_error *err)
+{
+    size_t len;
+    char *buf = img_vmdk_text_print(text, &len);
+    int r;
+
+    *done = false;
+    if (!buf)
+        r = img_fail_nomem(err);
+    else if (len > VMDK_TEXT_MAX)
+        r = img_fail(err, EFBIG, "%s: too many extents", layer->path);
+    else
+        r = layer->replace(layer, buf, len, done, err);
+    free(buf);
+    return r;
+}
+
 /* A content ID that no copy of this image can have come to have: an overlay
  * knows its parent by it. */
 static int another_cid(const struct vmdk_state *st, uint32_t *cid,
@@ -86,6 +105,9 @@ int img_vmdk_touch(struct img_layer *layer, uint64_t off, uint64_t len,
             r = img_vmdk_text_set_id(st->text, "CID", cid, err);
         if (r == 0)
             r = img_vmdk_text_store(layer, err);
+        /* Before any byte of what overlays rest on is another. */
+        if (r == 0)
+            r = img_file_sync(layer->files[0], err);
         if (r == 0)
             st->cid = cid;
     }

@@ -54,27 +54,47 @@ static int change_text(const struct vmdk_state *st,
     return r ? r : img_vmdk_set_cylinders(*text, size, err);
 }
 
-/* Durable.  When that fails the old one is in memory, and on disk if that can
- * still be. */
+/* Where the folder allows that, a file of its own is replaced, so that no
+ * crash shows a part of it. */
+static int store_file(struct img_layer *layer, struct vmdk_text *text,
+                      bool *done, struct img_error *err)
+{
+    struct vmdk_state *st = layer->state;
+    int r;
+
+    *done = false;
+    if (st->text_room)
+        return -ENOTSUP;
+    r = img_vmdk_text_replace(layer, text, done, err);
+    return r == -EACCES || r == -EPERM || r == -EROFS ? -ENOTSUP : r;
+}
+
+/* Durable; takes text over.  *done: it counts from now on, whatever the
+ * result; else the old one is on disk again, if that can still be. */
 static int store_text(struct img_layer *layer, struct vmdk_text *text,
-                      struct img_error *err)
+                      bool *done, struct img_error *err)
 {
     struct vmdk_state *st = layer->state;
     struct vmdk_text *before = st->text;
     int r;
 
+    *done = true;
     if (!text)
         return 0;
+    r = store_file(layer, text, done, err);
     st->text = text;
-    r = img_vmdk_text_store(layer, err);
-    if (r == 0)
-        r = img_file_sync(layer->files[0], err);
-    if (r) {
-        st->text = before;
-        img_vmdk_text_store(layer, NULL);
-        before = text;
+    if (r == -ENOTSUP) {
+        r = img_vmdk_text_store(layer, err);
+        if (r == 0)
+            r = img_file_sync(layer->files[0], err);
+        *done = r == 0;
+        if (r) {
+            st->text = before;
+            img_vmdk_text_store(layer, NULL);
+        }
     }
-    img_vmdk_text_free(before);
+    st->text = *done ? text : before;
+    img_vmdk_text_free(*done ? before : text);
     return r;
 }
 
@@ -416,6 +436,7 @@ static int resize_last(struct img_layer *layer, struct vmdk_extent *x,
     bool grows = size > layer->size;
     uint64_t len = size - x->start;
     struct vmdk_text *text;
+    bool done;
     int r;
 
     r = change_text(st, x, size, &text, err);
@@ -430,15 +451,15 @@ static int resize_last(struct img_layer *layer, struct vmdk_extent *x,
         settle_size(layer, x);
         return r;
     }
-    r = store_text(layer, text, err);
-    if (r) {
+    r = store_text(layer, text, &done, err);
+    if (!done) {
         if (grows)
             img_vmdk_cut_last(layer, x->len, NULL);
         settle_size(layer, x);
         return img_fail_prefix(err, r, "%s: its descriptor could not follow "
                                "the new size", layer->path);
     }
-    if (!grows && !st->text_room)
+    if (r == 0 && !grows && !st->text_room)
         r = img_vmdk_cut_last(layer, len, err);
     x->len = len;
     layer->size = size;

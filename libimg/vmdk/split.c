@@ -179,24 +179,6 @@ static void drop_plan(struct plan *p)
     img_vmdk_text_free(p->text);
 }
 
-static int replace_text(struct img_layer *layer, struct vmdk_text *text,
-                        bool *done, struct img_error *err)
-{
-    size_t len;
-    char *buf = img_vmdk_text_print(text, &len);
-    int r;
-
-    *done = false;
-    if (!buf)
-        r = img_fail_nomem(err);
-    else if (len > VMDK_TEXT_MAX)
-        r = img_fail(err, EFBIG, "%s: too many extents", layer->path);
-    else
-        r = layer->replace(layer, buf, len, done, err);
-    free(buf);
-    return r;
-}
-
 int img_vmdk_split_grow(struct img_layer *layer, uint64_t size,
                         enum img_prealloc prealloc, struct img_error *err)
 {
@@ -225,7 +207,7 @@ int img_vmdk_split_grow(struct img_layer *layer, uint64_t size,
         r = grown ? img_vmdk_grow_last(layer, p.full, prealloc, err) : 0;
     }
     if (r == 0)
-        r = replace_text(layer, p.text, &done, err);
+        r = img_vmdk_text_replace(layer, p.text, &done, err);
     if (done) {
         adopt(&p, size);
         return r;
@@ -279,7 +261,7 @@ int img_vmdk_split_drop(struct img_layer *layer, uint64_t size,
     if (r == 0)
         r = img_vmdk_set_cylinders(text, size, err);
     if (r == 0)
-        r = replace_text(layer, text, &done, err);
+        r = img_vmdk_text_replace(layer, text, &done, err);
     if (!done) {
         img_vmdk_text_free(text);
         return r;

@@ -283,6 +283,10 @@ int img_vmdk_write_back(struct img_layer *layer, struct img_error *err);
 
 /* amend.c */
 int img_vmdk_text_store(struct img_layer *layer, struct img_error *err);
+/* files[0] becomes one with this text, at once; done as for replace. */
+int img_vmdk_text_replace(struct img_layer *layer,
+                          const struct vmdk_text *text, bool *done,
+                          struct img_error *err);
 int img_vmdk_touch(struct img_layer *layer, uint64_t off, uint64_t len,
                    struct img_error *err);
 int img_vmdk_set_backing(struct img_layer *layer, const char *name,
