@@ -196,11 +196,14 @@ static int truncate_file(const char *path, off_t size,
     return self()->writable ? 0 : -EROFS;
 }
 
-/* The high-level library hands back what this returns as private data. */
+/* The files of partitions are parts of the file disk, and the kernel keeps
+ * pages for each file by itself: of what can be written it must keep none.
+ * The high-level library hands back what this returns as private data. */
 static void *begin(struct fuse_conn_info *conn, struct fuse_config *cfg)
 {
     cfg->nullpath_ok = 0;
     cfg->kernel_cache = !self()->writable;
+    cfg->direct_io = self()->writable;
     return self();
 }
 

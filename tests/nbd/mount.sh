@@ -2,7 +2,7 @@
 # vimg mount and umount: a disk and its partitions as files, and the file
 # system inside one through a loop device.
 . ./tests/functions.sh
-need qemu-img sfdisk mke2fs e2fsck debugfs fusermount3
+need qemu-img sfdisk mke2fs e2fsck debugfs fusermount3 python3
 [ -w /dev/fuse ] || skip "no /dev/fuse"
 vimg mount 2>&1 | grep -q "without FUSE" && skip "built without FUSE"
 m=$tmp/mnt
@@ -48,6 +48,39 @@ cmp again files/numbers || die "the file that was written"
 dd if=now.raw bs=512 skip=$((67584 + 3 * 128)) count=$((30 * 128)) \
     status=none | cmp - random || die "the second partition"
 [ "$before" = "$(md5sum <base.qcow2)" ] || die "the base was changed"
+
+# A partition's file is a part of the disk's: what is written by one name is
+# read by the other, and writing beside it by the other name keeps it.
+vimg mount -w -f qcow2 top.qcow2 mnt
+python3 - "$m/disk" "$m/p2" <<'EOF' || die "two names of the same bytes"
+import mmap, os, sys
+start = 67584 * 512
+disk, part = (os.open(n, os.O_RDWR) for n in sys.argv[1:])
+for a, a_off, b, b_off in ((disk, start, part, 0),
+                           (part, 8192, disk, start + 8192)):
+    os.pread(a, 4096, a_off)
+    os.pwrite(b, b'NEWP', b_off)
+    assert os.pread(a, 4, a_off) == b'NEWP', 'old bytes'
+    os.pwrite(a, b'beside', a_off + 100)
+    assert os.pread(b, 4, b_off) == b'NEWP', 'lost'
+    assert os.pread(b, 6, b_off + 100) == b'beside', 'lost beside it'
+# Shared memory would be a copy: refused, or as good as the file.
+try:
+    seen = mmap.mmap(disk, 4096, offset=start)
+except OSError:
+    sys.exit()
+seen[0]
+os.pwrite(part, b'LATE', 0)
+seen[200] = 0x5a
+seen.flush()
+assert os.pread(part, 4, 0) == b'LATE', 'mapped memory wrote old bytes back'
+EOF
+vimg umount mnt
+qemu-img convert -f qcow2 -O raw top.qcow2 now.raw
+for at in 0 8192; do
+    tail -c +$((67584 * 512 + at + 101)) now.raw | head -c 6 |
+        grep -q beside || die "lost by unmounting: at $at"
+done
 
 # The file system itself.
 [ "$(id -u)" = 0 ] && [ -e /dev/loop-control ] || exit 0
