@@ -133,6 +133,36 @@ expect(vmdk(lambda t: t + b'\nRW 1 FLAT "other" 0\n'), ["descriptor"])
 expect(vmdk(lambda t: t.replace(b"parentCID=ffffffff",
             b'parentCID=00000001\nparentFileNameHint="/etc/x"')),
        ["backing_file"])
+
+# QEMU searches for these words, wherever they are.  Names as long as needed
+# for what is there to stay in its place.
+line = b'parentFileNameHint="/etc/x"'
+for where in (b"# " + line, b"x" + line, b"ddb." + line, b"ddb" + line,
+              b"# PARENTfilenamehint="):
+    for at in (b"# Extent", b"#DDB"):
+        expect(vmdk(lambda t: t.replace(at, where + b"\n" + at)),
+               ["backing_file"])
+for cid in (b"# parentCID=00000001\n", b"xparentCID=1\n", b"#parentCID=f\n",
+            b"#parentCID = 0\n", b"#parentCID=ffffffff0\n"):
+    expect(vmdk(lambda t: t.replace(b"parentCID", cid + b"parentCID")),
+           ["backing_file"])
+expect(vmdk(lambda t: t.replace(b"# Extent", b"unheard=of\n# Extent")),
+       ["descriptor"])
+cut = text[:text.index(b"# The Disk")].ljust(511, b"#") + b"\n"
+put("x.vmdk", 512, cut.ljust(20 * 512, b"\0"), M)
+expect(put("x.vmdk", 36, struct.pack("<Q", 1)), [])
+expect(put("x.vmdk", 1024, line), ["backing_file"])
+put("x.vmdk", 1024, bytes(64))
+expect(put("x.vmdk", 21 * 512 - len(line), line), ["backing_file"])
+# What QEMU makes of it: the other file is its backing file.
+run("qemu-img", "create", "-q", "-f", "vmdk", "o.vmdk", "16M")
+vmdk(lambda t: t.replace(b"# Extent", b'# parentFileNameHint="o.vmdk"\n#'))
+info = subprocess.run(["qemu-img", "info", "--output=json", "x.vmdk"],
+                      stdout=subprocess.PIPE).stdout
+if json.loads(info).get("backing-filename") != "o.vmdk":
+    fail("QEMU does not follow a comment")
+if inspect("x.vmdk")["safe"]:
+    fail("a parent in a comment")
 expect(put("x.vmdk", 4, struct.pack("<I", 4), M), ["header"])
 expect(put("x.vmdk", 28, struct.pack("<Q", 2), M), ["descriptor"])
 expect(put("x.vmdk", 12, struct.pack("<Q", 0), M), ["descriptor"])

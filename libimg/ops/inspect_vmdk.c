@@ -16,7 +16,9 @@ enum {
     V_VERSION = 4, V_CAPACITY = 12, V_TEXT_AT = 28, V_TEXT_LEN = 36,
     V_GD = 56, V_SECTOR = 512, V_HEADER = 64,
     V_TEXT_MAX = (1 << 20) - 1,
-    V_MARKER_EOS = 0, V_MARKER_FOOTER = 3
+    V_MARKER_EOS = 0, V_MARKER_FOOTER = 3,
+    V_SEARCHED = 20 * V_SECTOR  /* QEMU looks at so much of a descriptor,
+                                   however long that says to be */
 };
 
 /* Nothing but text in the first sector, and a type somewhere: QEMU takes such
@@ -69,24 +71,46 @@ static struct img_span quoted(const char *line)
               : (struct img_span){ (const uint8_t *)line, 0 };
 }
 
+/* What is to be known of all lines. */
+struct seen {
+    unsigned extents, hints;
+    bool type_ok;
+};
+
+static bool is_known_key(const char *line, size_t len)
+{
+    static const char *const keys[] = {
+        "version", "encoding", "CID", "parentCID", "isNativeSnapshot",
+        "createType", "parentFileNameHint"
+    };
+
+    for (size_t i = 0; i < IMG_COUNT(keys); i++)
+        if (len == strlen(keys[i]) && begins(line, keys[i]))
+            return true;
+    return false;
+}
+
 static void look_at_field(struct img_inspection *in, const char *line,
-                          bool *type_ok)
+                          struct seen *seen)
 {
     static const char *const types[] = { "monolithicSparse",
                                          "streamOptimized" };
     struct img_span value = quoted(line);
 
+    if (!is_known_key(line, strcspn(line, "=")))
+        img_inspect_find(in, IMG_FOREIGN, "descriptor", "has a field that is "
+                         "not known");
     if (begins(line, "createType="))
         for (size_t i = 0; i < IMG_COUNT(types); i++)
-            *type_ok |= value.len == strlen(types[i]) &&
-                        !strncasecmp((const char *)value.data, types[i],
-                                     value.len);
-    if (begins(line, "parentFileNameHint=") && value.len)
+            seen->type_ok |= value.len == strlen(types[i]) &&
+                             !strncasecmp((const char *)value.data, types[i],
+                                          value.len);
+    if (!begins(line, "parentFileNameHint="))
+        return;
+    seen->hints++;
+    if (value.len)
         img_inspect_refer(in, "backing_file", "parent", value.data,
                           value.len);
-    if (begins(line, "parentCID=") && !begins(line + 10, "ffffffff"))
-        img_inspect_find(in, IMG_FOREIGN, "backing_file", "holds only what "
-                         "changed since a parent");
 }
 
 /* name: the file itself is named, by the descriptor in it. */
@@ -106,27 +130,58 @@ static void look_at_extent(struct img_inspection *in, const char *line,
 }
 
 static void look_at_line(struct img_inspection *in, const char *line,
-                         unsigned *extents, bool *type_ok, bool text)
+                         struct seen *seen, bool text)
 {
     size_t key = strcspn(line, "=");
 
-    if (*line == '#' || !*line || begins(line, "ddb"))
+    if (*line == '#' || !*line || begins(line, "ddb."))
         return;
     if (line[key] && strcspn(line, " ") >= key) {
-        look_at_field(in, line, type_ok);
+        look_at_field(in, line, seen);
     } else if (is_access(line)) {
-        look_at_extent(in, line, ++*extents, text);
+        look_at_extent(in, line, ++seen->extents, text);
     } else {
         img_inspect_find(in, IMG_REJECT, "descriptor", "has a line that is "
                          "not understood");
     }
 }
 
-static void look_at_text(struct img_inspection *in, char *text, size_t len,
-                         bool alone)
+static bool is_word_at(const char *text, size_t len, size_t at,
+                       const char *word)
 {
-    unsigned extents = 0;
-    bool type_ok = false;
+    size_t n = strlen(word);
+
+    return img_inside(at, n, len) && !strncasecmp(text + at, word, n);
+}
+
+/* QEMU takes the first of these words that it finds, in a comment, within
+ * another word or behind the end that the header gives. */
+static void search(struct img_inspection *in, const char *text, size_t len,
+                   const struct seen *seen)
+{
+    static const char parent[] = "parentCID", none[] = "=ffffffff";
+    unsigned hints = 0;
+    bool rests = false;
+
+    for (size_t i = 0; i < len; i++) {
+        size_t value = i + sizeof parent - 1, end = value + sizeof none - 1;
+
+        hints += is_word_at(text, len, i, "parentFileNameHint");
+        if (is_word_at(text, len, i, parent))
+            rests |= !is_word_at(text, len, value, none) ||
+                     (end < len && isalnum((unsigned char)text[end]));
+    }
+    if (hints > seen->hints)
+        img_inspect_find(in, IMG_REJECT, "backing_file", "names a parent "
+                         "where some programs do not look for it");
+    if (rests)
+        img_inspect_find(in, IMG_FOREIGN, "backing_file", "holds only what "
+                         "changed since a parent");
+}
+
+static void look_at_text(struct img_inspection *in, char *text, size_t len,
+                         bool alone, struct seen *seen)
+{
     char *rest = text, *line;
 
     for (size_t i = 0; i < len && text[i]; i++)
@@ -142,19 +197,21 @@ static void look_at_text(struct img_inspection *in, char *text, size_t len,
             line++;
         for (n = strlen(line); n && isspace((unsigned char)line[n - 1]);)
             line[--n] = 0;
-        look_at_line(in, line, &extents, &type_ok, alone);
+        look_at_line(in, line, seen, alone);
     }
-    if (!type_ok)
+    if (!seen->type_ok)
         img_inspect_find(in, IMG_FOREIGN, "descriptor", "its createType is "
                          "neither monolithicSparse nor streamOptimized");
-    if (!extents)
+    if (!seen->extents)
         img_inspect_find(in, IMG_REJECT, "descriptor", "names no extents");
 }
 
 static void read_text(struct img_inspection *in, uint64_t off, uint64_t len,
                       bool alone)
 {
-    img_autofree char *text = NULL;
+    img_autofree char *text = NULL, *raw = NULL;
+    struct seen seen = { 0 };
+    uint64_t all;
 
     len = IMG_MIN(len, (uint64_t)V_TEXT_MAX);
     if (!len || !img_inside(off, len, in->v->file_length)) {
@@ -162,14 +219,22 @@ static void read_text(struct img_inspection *in, uint64_t off, uint64_t len,
                          "not lie in the file");
         return;
     }
+    all = IMG_MIN(IMG_MAX(len, (uint64_t)V_SEARCHED),
+                  in->v->file_length - off);
+    raw = malloc((size_t)all);
     text = calloc(1, (size_t)len + 1);
-    if (!text)
+    if (!text || !raw) {
         in->no_memory = true;
-    else if (img_file_pread(in->file, text, (size_t)len, off, NULL) < 0)
+        return;
+    }
+    if (img_file_pread(in->file, raw, (size_t)all, off, NULL) < 0) {
         img_inspect_find(in, IMG_REJECT, "descriptor", "its descriptor "
                          "cannot be read");
-    else
-        look_at_text(in, text, (size_t)len, alone);
+        return;
+    }
+    memcpy(text, raw, (size_t)len);
+    look_at_text(in, text, (size_t)len, alone, &seen);
+    search(in, raw, (size_t)all, &seen);
 }
 
 /* ---- the header -------------------------------------------------------- */
