@@ -80,6 +80,16 @@ static void folder_of(const char *path, unsigned rights)
     confine_path(folder, rights);
 }
 
+/* Where the name is, and where the file is that it leads to. */
+static void folders_of(const char *path)
+{
+    char real[PATH_MAX];
+
+    folder_of(path, SANDBOX_READ | SANDBOX_LIST);
+    if (realpath(path, real))
+        folder_of(real, SANDBOX_READ | SANDBOX_LIST);
+}
+
 static bool is_url(const char *path)
 {
     return !strncasecmp(path, "nbd:", 4) || !strncasecmp(path, "nbds:", 5) ||
@@ -368,7 +378,7 @@ static void take_names(const struct image *image, FILE *from)
             rights |= SANDBOX_WRITE;
         confine_path(line + 1, rights);
         if (image->how & CONFINE_FOLDERS)
-            folder_of(line + 1, SANDBOX_READ | SANDBOX_LIST);
+            folders_of(line + 1);
     }
     free(line);
 }
@@ -417,7 +427,7 @@ static void add_image(const struct image *image)
 
     confine_path(image->path, SANDBOX_READ | write);
     if (image->how & CONFINE_FOLDERS)
-        folder_of(image->path, SANDBOX_READ | SANDBOX_LIST);
+        folders_of(image->path);
     send_scout(image);
 }
 

@@ -2,6 +2,7 @@
  * rest is the format's. */
 #include "core/disk.h"
 #include "base/team.h"
+#include "base/cleanup.h"
 #include "base/error.h"
 #include "base/strings.h"
 
@@ -53,11 +54,15 @@ static int amend_backing(struct img_disk *d, const char *const *settings,
     const char *format = img_setting(settings, "backing_fmt");
     const struct img_layer *l = d->chain->layers[0];
     struct img_rebase_options opts = IMG_REBASE_OPTIONS;
+    img_autofree char *same = NULL;
 
     if (!name && !format)
         return 0;
-    if (!name)
-        name = l->backing;
+    if (!name) {
+        img_read_lock(&d->structure);
+        name = same = l->backing ? strdup(l->backing) : NULL;
+        img_rw_unlock(&d->structure);
+    }
     if (!name)
         return img_fail(err, EINVAL, "%s: has no backing file whose format "
                         "could be recorded", l->path);

@@ -86,12 +86,10 @@ static int note_new_base(struct img_disk *d, struct img_error *err)
     return r < 0 ? r : img_io_flush(&d->io, 0, err);
 }
 
-int img_commit(struct img_disk *d, unsigned depth, bool keep,
-               const struct img_job *job, struct img_error *err)
+static int refuse(struct img_disk *d, unsigned depth, bool empty,
+                  struct img_error *err)
 {
-    bool empty = !keep && depth == 1, was_writable;
-    struct img_layer *top = d->chain->layers[0];
-    int r, back = 0;
+    const struct img_layer *top = d->chain->layers[0];
 
     if (depth < 1 || depth >= d->chain->n)
         return img_fail(err, EINVAL, d->chain->n < 2
@@ -99,12 +97,20 @@ int img_commit(struct img_disk *d, unsigned depth, bool keep,
                         : "%s: has no such layer below it", top->path);
     if (empty && !top->writable)
         return img_fail(err, EROFS, "%s: not open for writing", top->path);
-    r = img_dependants_refuse(d, 1, depth, "committing into that", err);
-    if (r < 0)
-        return r;
+    return img_dependants_refuse(d, 1, depth, "committing into that", err);
+}
+
+int img_commit(struct img_disk *d, unsigned depth, bool keep,
+               const struct img_job *job, struct img_error *err)
+{
+    bool empty = !keep && depth == 1, was_writable;
+    int r, back = 0;
+
     img_write_lock(&d->structure);
-    r = img_io_flush(&d->io, 0, err);
-    was_writable = d->chain->layers[depth]->writable;
+    r = refuse(d, depth, empty, err);
+    was_writable = r < 0 || d->chain->layers[depth]->writable;
+    if (r == 0)
+        r = img_io_flush(&d->io, 0, err);
     if (r == 0 && !was_writable)
         r = img_chain_reopen(d->chain, depth, true, err);
     if (r == 0) {

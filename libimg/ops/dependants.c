@@ -22,12 +22,19 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { MAX_FILES = 4096, HEAD = 4096, MIN_SCORE = 2 };
+enum { MAX_FILES = 4096, MAX_FOLDERS = 64, HEAD = 4096, MIN_SCORE = 2 };
+
+struct folder {
+    dev_t device;
+    ino_t inode;
+};
 
 struct search {
     const struct img_chain *chain;
     unsigned from, to;          /* layers that will change */
     unsigned looked_at;
+    struct folder seen[MAX_FOLDERS];
+    size_t n_seen;
     char *found;                /* the image that rests on ... */
     unsigned on;                /* ... this layer */
 };
@@ -97,6 +104,29 @@ static char *backing_of(const struct search *s, const char *path,
 
 /* ---- looking through folders ------------------------------------------- */
 
+/* QEMU takes a whole description for a name: the file that it names first.
+ * As long as nothing is escaped but quotes and slashes. */
+static bool take_json_name(char *name)
+{
+    const char *from = strstr(name, "filename\"");
+    char *to = name;
+
+    if (!from)
+        return false;
+    from += strlen("filename\"");
+    from += strspn(from, " \t\n:");
+    if (*from++ != '"')
+        return false;
+    while (*from && *from != '"') {
+        if (*from == '\\')
+            from++;
+        *to++ = *from;
+        from += *from != 0;
+    }
+    *to = 0;
+    return true;
+}
+
 static void consider(struct search *s, const char *path, int fd)
 {
     uint8_t head[HEAD] = { 0 };
@@ -107,6 +137,8 @@ static void consider(struct search *s, const char *path, int fd)
 
     if (len > 0)
         name = backing_of(s, path, head, (size_t)len);
+    if (name && !strncmp(name, "json:", 5) && !take_json_name(name))
+        return;
     if (name)
         base = img_path_beside(path, name);
     if (!base || stat(base, &st) < 0)
@@ -173,22 +205,31 @@ static bool has_folder(const struct img_chain *c, unsigned depth)
     return !f->is_device && f->inode && !(depth == 0 && c->from_fd);
 }
 
-/* Was the folder of this layer that of one above it, too? */
-static bool seen_before(const struct img_chain *c, unsigned depth,
-                        const char *folder)
+static void look_once(struct search *s, const char *folder)
 {
-    bool seen = false;
+    struct stat st;
 
-    for (unsigned d = 0; d < depth && !seen; d++) {
-        img_autofree char *other = folder_of(c->layers[d]->path);
-        struct stat a, b;
+    if (s->found || stat(*folder ? folder : ".", &st) < 0)
+        return;
+    for (size_t i = 0; i < s->n_seen; i++)
+        if (s->seen[i].device == st.st_dev && s->seen[i].inode == st.st_ino)
+            return;
+    if (s->n_seen < MAX_FOLDERS)
+        s->seen[s->n_seen++] = (struct folder){ st.st_dev, st.st_ino };
+    look_through(s, folder);
+}
 
-        seen = other && has_folder(c, d) &&
-               stat(*other ? other : ".", &a) == 0 &&
-               stat(*folder ? folder : ".", &b) == 0 &&
-               a.st_dev == b.st_dev && a.st_ino == b.st_ino;
-    }
-    return seen;
+/* Where the name is, and where the file is that it leads to. */
+static void look_around(struct search *s, const char *path)
+{
+    img_autofree char *folder = folder_of(path);
+    img_autofree char *real = realpath(path, NULL);
+    img_autofree char *beyond = real ? folder_of(real) : NULL;
+
+    if (folder)
+        look_once(s, folder);
+    if (beyond)
+        look_once(s, beyond);
 }
 
 int img_dependants_refuse(struct img_disk *d, unsigned from, unsigned to,
@@ -200,12 +241,9 @@ int img_dependants_refuse(struct img_disk *d, unsigned from, unsigned to,
 
     if ((c->opts.flags & IMG_OPEN_FORCE) || c->opts.resolve)
         return 0;
-    for (unsigned depth = 0; depth <= to && !s.found; depth++) {
-        img_autofree char *folder = folder_of(c->layers[depth]->path);
-
-        if (folder && has_folder(c, depth) && !seen_before(c, depth, folder))
-            look_through(&s, folder);
-    }
+    for (unsigned depth = 0; depth <= to && !s.found; depth++)
+        if (has_folder(c, depth))
+            look_around(&s, c->layers[depth]->path);
     if (s.found)
         r = img_fail(err, EBUSY, "%s rests on %s too, and %s would change "
                      "what it holds; rebase it first, or insist (--force)",

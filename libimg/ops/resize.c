@@ -140,19 +140,17 @@ int img_resize(struct img_disk *d, uint64_t size, bool shrink,
     struct img_layer *l = d->chain->layers[0];
     int r = 0;
 
+    img_write_lock(&d->structure);
     if (size < l->size && shrink)
         r = img_dependants_refuse(d, 0, 0, "cutting that off", err);
-    if (r < 0)
-        return r;
-    img_write_lock(&d->structure);
-    if (size < l->size && !shrink)
+    if (r == 0 && size < l->size && !shrink)
         r = img_fail(err, EINVAL, "%s: what is beyond %llu bytes would be "
                      "lost; shrinking has to be asked for (--shrink)",
                      l->path, (unsigned long long)size);
-    else if (size < l->size && prealloc != IMG_PREALLOC_OFF)
+    else if (r == 0 && size < l->size && prealloc != IMG_PREALLOC_OFF)
         r = img_fail(err, EINVAL, "%s: preallocation is not possible when "
                      "shrinking", l->path);
-    else
+    else if (r == 0)
         r = img_resize_layer(&d->io, 0, size, prealloc, err);
     if (r == 0)
         r = img_io_flush(&d->io, 0, err);

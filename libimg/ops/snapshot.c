@@ -31,7 +31,11 @@ static int snapshot(struct img_disk *d, enum verb verb, const char *name,
     if (!l->writable)
         return img_fail(err, EROFS, "%s: not open for writing", l->path);
     img_write_lock(&d->structure);
-    r = img_io_flush(&d->io, 0, err);
+    if (verb == APPLY)
+        r = img_dependants_refuse(d, 0, 0, "going back to a snapshot of that",
+                                  err);
+    if (r == 0)
+        r = img_io_flush(&d->io, 0, err);
     if (r == 0)
         r = call(l, verb, name, err);
     img_rw_unlock(&d->structure);
@@ -47,10 +51,7 @@ int img_snapshot_create(struct img_disk *d, const char *name,
 int img_snapshot_apply(struct img_disk *d, const char *name,
                        struct img_error *err)
 {
-    int r = img_dependants_refuse(d, 0, 0, "going back to a snapshot of that",
-                                  err);
-
-    return r < 0 ? r : snapshot(d, APPLY, name, err);
+    return snapshot(d, APPLY, name, err);
 }
 
 int img_snapshot_delete(struct img_disk *d, const char *name,

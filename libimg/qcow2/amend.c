@@ -57,10 +57,6 @@ static int set_lazy(struct qcow2 *q, bool lazy, struct img_error *err)
     uint64_t old = q->h.compatible;
     int r;
 
-    if (lazy && q->h.version < 3)
-        return img_fail(err, EINVAL, "%s: Lazy refcounts only supported with "
-                        "compatibility level 1.1 and above (use compat=1.1 "
-                        "or greater)", q->layer->path);
     if (lazy == !!(old & QCOW2_LAZY_REFCOUNTS))
         return 0;
     q->h.compatible ^= QCOW2_LAZY_REFCOUNTS;
@@ -102,11 +98,22 @@ static int set_refcount_bits(struct qcow2 *q, uint64_t bits,
                         "and may not exceed 64 bits");
     if (bits == UINT64_C(1) << q->h.refcount_order)
         return 0;
-    if (q->h.version < 3)
+    return img_qcow2_check_change_width(q, img_log2(bits), job, err);
+}
+
+/* What version 2 cannot have, before anything changes. */
+static int refuse_v2(const struct qcow2 *q, bool lazy, uint64_t bits,
+                     struct img_error *err)
+{
+    if (lazy)
+        return img_fail(err, EINVAL, "%s: Lazy refcounts only supported with "
+                        "compatibility level 1.1 and above (use compat=1.1 "
+                        "or greater)", q->layer->path);
+    if (bits != 16)
         return img_fail(err, EINVAL, "%s: Different refcount widths than 16 "
                         "bits require compatibility level 1.1 or above (use "
                         "compat=1.1 or greater)", q->layer->path);
-    return img_qcow2_check_change_width(q, img_log2(bits), job, err);
+    return 0;
 }
 
 int img_qcow2_amend(struct img_layer *layer, const char *const *s,
@@ -125,6 +132,9 @@ int img_qcow2_amend(struct img_layer *layer, const char *const *s,
         r = img_setting_bool(s, "lazy_refcounts", &lazy, err);
     if (r == 0)
         r = img_setting_number(s, "refcount_bits", &bits, err);
+    if (r == 0 && compat < 2)
+        r = refuse_v2(q, img_setting(s, "lazy_refcounts") && lazy,
+                      img_setting(s, "refcount_bits") ? bits : 16, err);
     if (r == 0)
         r = img_qcow2_settle(q, err);
     if (r == 0 && compat >= 2 && q->h.version < 3)

@@ -11,7 +11,8 @@ prepare qemu-io -c 'write -P 1 0 1M' -c 'write -P 0 5M 1M' c.qcow2
 
 prepare qemu-img create -q -f qcow2 am.qcow2 64M
 for o in compat=0.10 compat=1.1 lazy_refcounts=on lazy_refcounts=off \
-    refcount_bits=64 refcount_bits=8 size=128M; do
+    compat=0.10,lazy_refcounts=on refcount_bits=64 refcount_bits=8 \
+    compat=0.10,refcount_bits=8 size=128M; do
     both amend -q -o $o am.qcow2
     json info --output=json am.qcow2
     both check am.qcow2

@@ -55,6 +55,20 @@ for f in raw qcow2; do
     ln top side                 # the same image by another name
     allowed commit -b base top
 done
+# The folder of the file, not of its name only; and QEMU's descriptions.
+fresh raw
+mkdir -p names; ln -sf ../base names/base
+qemu-img create -q -f qcow2 -b base -F raw names/over
+put qcow2 names/over -P 5 1M 64k
+refused mid commit names/over
+rm names/over
+refused mid resize -f raw --shrink names/base 1M
+
+rm -r names mid top
+qemu-img create -q -f qcow2 -b 'json:{"driver":"raw","file":{"driver":"file","filename":"base"}}' \
+    -F raw side 8M
+: >mid; : >top
+refused side resize -f raw --shrink base 1M
 fresh raw
 qemu-img create -q -f vmdk -o backing_file=base,backing_fmt=raw side 2>/dev/null ||
     qemu-img create -q -f qcow -b base -F raw side
