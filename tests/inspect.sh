@@ -252,6 +252,65 @@ expect(put("l.luks", 0, b"LUKS\xba\xbe\0\1", "z.raw"), [], encrypted=True,
        matches=["luks"])
 expect(put("l.luks", 0, b"LUKS\xba\xbe\0\2", "z.raw"), ["version"])
 
+# Whatever QEMU takes for something else than raw is not raw to us.
+def qemu_says(name):
+    p = subprocess.run(["qemu-img", "info", "--output=json", name],
+                       stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    return json.loads(p.stdout)["format"] if p.returncode == 0 else "?"
+
+
+def judge(name, is_raw=False):
+    qemu = qemu_says(name)
+    safe = inspect(name, "--untrusted", "--expect=raw")["safe"]
+    if (qemu == "raw") != is_raw:
+        fail(f"{name}: QEMU says {qemu}")
+    if safe and qemu != "raw":
+        fail(f"{name}: raw and safe, QEMU says {qemu}")
+
+
+with open("x", "wb") as f:
+    f.write(bytes(600))
+flat = b'CID=1\nparentCID=ffffffff\ncreateType="monolithicFlat"\n' \
+       b'RW 2048 FLAT "x" 0\n'
+for i, start in enumerate((
+        b"version=1\n", b"version=2\n", b"version=3\n", b"version=1\r\n",
+        b"#\nversion=1\n", b"# x\r\n#\nversion=1\n", b" \nversion=1\n",
+        b"   \r\nversion=1\n", b"#\n  \n#\xff\0\nversion=1\n",
+        b"#" + b"-" * 499 + b"\nversion=1\n")):
+    judge(put(f"text{i}", 0, start + flat, "z.raw"))
+    v = inspect(f"text{i}", "--untrusted", "--expect=vmdk")
+    if v["safe"] or v["format"] != "vmdk":
+        fail(f"text{i}: {v}")
+judge(put("text", 0, b"version=4\n" + flat, "z.raw"), is_raw=True)
+for f in ("qcow", "qcow2", "qed", "vdi", "vmdk", "vhdx", "vpc", "parallels"):
+    run("qemu-img", "create", "-q", "-f", f, f"judged.{f}", "4M")
+    judge(f"judged.{f}")
+run("qemu-img", "create", "-q", "-f", "luks", "--object",
+    "secret,id=s,data=x", "-o", "key-secret=s,iter-time=10", "judged.luks",
+    "1M")
+judge("judged.luks")
+for n, at, sign in (
+        ("bochs", 0, b"Bochs Virtual HD Image".ljust(32, b"\0") +
+         b"Redolog".ljust(16, b"\0") + b"Growing".ljust(16, b"\0") +
+         struct.pack("<II", 0x20000, 512)),
+        ("cloop", 0, b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop file=$0 && "
+         b"mount -r -t iso9660 /dev/cloop $1\n"),
+        ("parallels", 0, b"WithouFreSpacExt" + struct.pack("<I", 2)),
+        ("vdi", 64, b"\x7f\x10\xda\xbe"), ("vpc", 0, b"conectix"),
+        ("qcow2", 0, b"QFI\xfb\0\0\0\x09"), ("vmdk3", 0, b"COWD"),
+        ("name.dmg", 0, b"\0")):
+    judge(put(f"sign.{n}", at, sign, "z.raw"))
+# QEMU does not look at ends; others do.
+for n, at, sign in (("vpc", 512, b"conectix"), ("vpc", 511, b"conectix"),
+                    ("dmg", 512, b"koly" + struct.pack(">II", 4, 512))):
+    judge(put("tail", (1 << 20) - at, sign, "z.raw"), is_raw=True)
+    expect("tail", ["tail"])
+    expect("tail", ["tail"], "--expect=raw")
+    if not inspect("tail")["safe"]:
+        fail("an end is no reason by itself")
+judge("z.raw", is_raw=True)
+expect("z.raw", [], "--expect=raw")
+
 # two things at once
 for extra, off in ((b"CD001", (32 << 10) + 1), (b"\x55\xaa", 510),
                    (b"\x7f\x10\xda\xbe", 64)):

@@ -14,6 +14,7 @@
 #include "base/options.h"
 #include "file/file.h"
 #include "foreign.h"
+#include "format.h"
 
 #include <fcntl.h>
 #include <stdio.h>
@@ -131,6 +132,35 @@ static void match(struct img_inspection *in, bool does, const char *name)
         v->matches[v->n_matches++] = name;
 }
 
+/* Whatever a format of ours claims may be opened as that; QEMU's rules for
+ * the same formats ask no less. */
+static void match_ours(struct img_inspection *in)
+{
+    for (size_t i = 0; img_formats[i]; i++) {
+        const char *name = img_formats[i]->info.name;
+
+        if (strcmp(name, "raw") && !img_inspect_matches(in, name))
+            match(in, img_formats[i]->probe(in->head.data, in->head.len,
+                                            in->file->path) > 0, name);
+    }
+}
+
+/* QEMU knows DMG files by their names alone. */
+static bool is_dmg_name(const char *path)
+{
+    size_t n = strlen(path);
+
+    return n > 4 && !strcmp(path + n - 4, ".dmg");
+}
+
+static const char *other_name(const struct img_inspection *in)
+{
+    const char *name = img_foreign_name(in->head.data, in->head.len, NULL, 0);
+
+    return name || !is_dmg_name(in->file->path)
+           ? name : "an Apple disk image (DMG) by its name";
+}
+
 static void match_all(struct img_inspection *in)
 {
     struct img_span h = in->head;
@@ -142,24 +172,21 @@ static void match_all(struct img_inspection *in)
     match(in, at(h, 0, "KDMV", 4) || at(h, 0, "COWD", 4) ||
           img_inspect_is_vmdk_text(in), "vmdk");
     match(in, at(h, 64, "\x7f\x10\xda\xbe", 4), "vdi");
+    match_ours(in);
     match(in, at(h, 0, "conectix", 8), "vhd");
     match(in, at(h, 0, "vhdxfile", 8), "vhdx");
     match(in, at(h, 0, "QED\0", 4), "qed");
     match(in, at(h, 0, "LUKS\xba\xbe", 6), "luks");
     known = in->v->n_matches;
-    match(in, !known && img_foreign_name(h.data, h.len, NULL, 0), "other");
+    match(in, !known && other_name(in), "other");
     match(in, is_iso(in), "iso");
     match(in, is_mbr(in), "gpt");
     if (img_inspect_matches(in, "other"))
         img_inspect_find(in, IMG_REJECT, "banned", "is %s, which cannot be "
-                         "judged", img_foreign_name(h.data, h.len, NULL, 0));
+                         "judged", other_name(in));
     if (img_inspect_matches(in, "qed"))
         img_inspect_find(in, IMG_REJECT, "banned", "QED images are not "
                          "allowed");
-    if (img_foreign_name(NULL, 0, in->tail.data, in->tail.len))
-        img_inspect_find(in, IMG_NOTE, "tail", "ends as %s does",
-                         img_foreign_name(NULL, 0, in->tail.data,
-                                          in->tail.len));
 }
 
 static bool is_container(const char *name)
@@ -208,6 +235,22 @@ static void check_expected(struct img_inspection *in, const char *expect)
         return;
     img_inspect_find(in, IMG_REJECT, "expected_format", "%s was expected, "
                      "but it is %s", expect, found);
+}
+
+/* A raw disk that ends as a fixed VHD or a DMG does is one or the other,
+ * depending on who looks. */
+static void check_tail(struct img_inspection *in, const char *expect)
+{
+    const char *name = img_foreign_name(NULL, 0, in->tail.data, in->tail.len);
+    enum img_weight weight = IMG_FOREIGN;
+
+    if (!name)
+        return;
+    if (strcmp(in->v->format, "raw"))
+        weight = IMG_NOTE;
+    else if (expect && !strcmp(expect, "raw"))
+        weight = IMG_REJECT;
+    img_inspect_find(in, weight, "tail", "ends as %s does", name);
 }
 
 /* ---- what the library says --------------------------------------------- */
@@ -308,6 +351,7 @@ static void judge(struct img_inspection *in,
     match_all(in);
     choose_format(in, opts->expect);
     check_expected(in, opts->expect);
+    check_tail(in, opts->expect);
     in->v->size = strcmp(in->v->format, "raw") ? 0 : in->v->file_length;
     /* The boot record of a CD image need not be that of a disk. */
     for (size_t i = 0; i < IMG_COUNT(rules); i++)
