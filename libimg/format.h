@@ -34,6 +34,8 @@ struct img_layer {
     bool repair;                /* IMG_OPEN_REPAIR: open what can be opened */
     bool guessed;               /* raw for want of anything better: what is
                                    written must not make that untrue */
+    bool in_vm_state;           /* size reaches behind the disk's end, and
+                                   what changes there is not the guest's */
     bool broken;                /* corruption was met: no more writes */
     char *backing;              /* as recorded, malloc'ed; NULL = none */
     char *backing_format;       /* as recorded, malloc'ed; NULL = not said */
@@ -280,6 +282,11 @@ struct img_format {
      * disk gains can be cleared before anybody sees it.  resize follows, or
      * the caller sets the old size again.  NULL: resize does it all. */
     int (*grow)(struct img_layer *, uint64_t size, struct img_error *);
+    /* The guest offset at which the state of a virtual machine begins, behind
+     * the disk's end; with tables for len bytes of it (0 = read only).  NULL =
+     * there is no such thing. */
+    int (*vm_state)(struct img_layer *, uint64_t len, uint64_t *start,
+                    struct img_error *);
     /* clear_tail: resize takes any size, and what shrinking leaves of the
      * last cluster has to be zeros, since others make the disk longer without
      * looking at it. */

@@ -259,6 +259,15 @@ int img_discard(struct img_disk *disk, uint64_t off, uint64_t len,
 /* All writes that returned before it are durable after it. */
 int img_flush(struct img_disk *disk, struct img_error *err);
 
+/* The state of a virtual machine that QEMU keeps in the image, behind the
+ * disk's end: what is there now, not what snapshots have.  What was never
+ * written reads as zeros.  -ENOTSUP: the format has no place for it.  For
+ * debugging: no other request is served meanwhile. */
+int img_vmstate_pread(struct img_disk *disk, void *buf, size_t len,
+                      uint64_t off, struct img_error *err);
+int img_vmstate_pwrite(struct img_disk *disk, const void *buf, size_t len,
+                       uint64_t off, struct img_error *err);
+
 /* ---- data, queued.  One thread per queue, many queues per disk. -------- */
 
 enum img_op { IMG_READ, IMG_WRITE, IMG_ZERO, IMG_DISCARD, IMG_FLUSH };

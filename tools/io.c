@@ -133,7 +133,8 @@ const struct io_command io_commands[] = {
     { "quit", "q", 0, 0, false, "", "ends", NULL, quit },
     { "read", "r", 2, -1, true,
       "[-abCqv] [-P pattern [-s off] [-l len]] off len", "reads a range",
-      "\n" STATISTICS " -l, with -P: length of what is compared\n"
+      "\n -b, the state of a virtual machine, behind the disk\n"
+      STATISTICS " -l, with -P: length of what is compared\n"
       " -P, every byte must be pattern\n" QUIET
       " -s, with -P: where comparing begins\n -v, dump what was read\n",
       io_read },
@@ -151,7 +152,8 @@ const struct io_command io_commands[] = {
       "makes the disk larger or smaller", NULL, io_truncate },
     { "write", "w", 2, -1, true,
       "[-bcCfnquz] [-P pattern | -s source_file] off len", "writes a range",
-      "\n -c, compressed\n" STATISTICS " -f, durable when complete\n"
+      "\n -b, the state of a virtual machine, behind the disk\n"
+      " -c, compressed\n" STATISTICS " -f, durable when complete\n"
       " -n, with -z: fail rather than write real zeroes\n"
       " -P, write pattern and not 0xcd\n" QUIET
       " -s, write the file's content, again and again\n"

@@ -120,7 +120,7 @@ void io_dump(const char *buf, size_t len, uint64_t off)
             printf("%02x ", (unsigned char)buf[i + j]);
         putchar(' ');
         for (size_t j = 0; j < n; j++)
-            putchar(isprint((unsigned char)buf[i + j]) ? buf[i + j] : '.');
+            putchar(isalnum((unsigned char)buf[i + j]) ? buf[i + j] : '.');
         putchar('\n');
     }
 }

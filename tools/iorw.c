@@ -12,7 +12,7 @@
 enum { FILL_READ = 0xab, FILL_WRITE = 0xcd };
 
 struct request {
-    bool machine, quiet, verbose, vector, zeroes;
+    bool machine, quiet, verbose, vector, zeroes, vm_state;
     bool has_off, has_len;      /* of the pattern's range */
     int pattern;                /* -1 = none */
     unsigned flags;
@@ -40,8 +40,8 @@ static bool read_option(struct request *r, int c)
 {
     switch (c) {
     case 'b':
-        complain("the VM state cannot be read or written");
-        return false;
+        r->vm_state = true;
+        return true;
     case 'C':
         r->machine = true;
         return true;
@@ -71,8 +71,8 @@ static bool write_option(struct request *r, int c)
 {
     switch (c) {
     case 'b':
-        complain("the VM state cannot be read or written");
-        return false;
+        r->vm_state = true;
+        return true;
     case 'c':
         r->flags |= IMG_COMPRESS;
         return true;
@@ -191,12 +191,16 @@ static int do_read(struct io *io, struct request *r)
 
     make_buffers(r, FILL_READ);
     clock_gettime(CLOCK_MONOTONIC, &start);
-    if (r->off > img_size(io->disk) || r->len > img_size(io->disk) - r->off)
+    if (!r->vm_state && (r->off > img_size(io->disk) ||
+                         r->len > img_size(io->disk) - r->off))
         return io_failed("read", EIO, NULL);
-    ret = img_preadv(io->disk, r->iov, r->n_iov, r->off, &err);
+    if (r->vm_state)
+        ret = img_vmstate_pread(io->disk, r->buf, r->len, r->off, &err);
+    else
+        ret = img_preadv(io->disk, r->iov, r->n_iov, r->off, &err);
     if (ret < 0)
         return io_failed("read", ret, err.message);
-    if (io->copy_on_read && copy_up(io, r) < 0)
+    if (io->copy_on_read && !r->vm_state && copy_up(io, r) < 0)
         complain("what was read could not be copied into the image");
     if (r->pattern >= 0 && !verify(r))
         ret = -1;
@@ -219,6 +223,18 @@ static bool check_pattern_range(const struct request *r)
     return true;
 }
 
+/* Compressed clusters and the VM state go by sectors. */
+static bool check_sectors(const struct request *r)
+{
+    if (r->off % 512)
+        printf("%" PRIu64 " is not a sector-aligned value for 'offset'\n",
+               r->off);
+    else if (r->len % 512)
+        printf("%" PRIu64 " is not a sector-aligned value for 'count'\n",
+               r->len);
+    return r->off % 512 == 0 && r->len % 512 == 0;
+}
+
 static int read_command(struct io *io, int argc, char **argv,
                         const char *letters, bool vector)
 {
@@ -233,7 +249,8 @@ static int read_command(struct io *io, int argc, char **argv,
     if (parse_range(&r, argc, argv)) {
         if (r.pattern < 0 && (r.has_off || r.has_len))
             usage_of(argv[0]);
-        else if (check_pattern_range(&r))
+        else if (check_pattern_range(&r) &&
+                 (!r.vm_state || check_sectors(&r)))
             ret = do_read(io, &r);
     }
     release(&r);
@@ -288,9 +305,11 @@ static int do_write(struct io *io, struct request *r)
             return -1;
     }
     clock_gettime(CLOCK_MONOTONIC, &start);
-    if (r->off > size || r->len > size - r->off)
+    if (!r->vm_state && (r->off > size || r->len > size - r->off))
         return io_failed("write", EIO, NULL);
-    if (r->zeroes)
+    if (r->vm_state)
+        ret = img_vmstate_pwrite(io->disk, r->buf, r->len, r->off, &err);
+    else if (r->zeroes)
         ret = img_zero(io->disk, r->off, r->len, r->flags & ~IMG_COMPRESS,
                        &err);
     else
@@ -306,7 +325,12 @@ static bool check_write(const struct request *r)
 {
     const char *wrong = NULL;
 
-    if (r->zeroes + (r->pattern >= 0) + (r->source != NULL) > 1)
+    if (r->vm_state && r->zeroes)
+        wrong = "-b and -z cannot be specified at the same time";
+    else if ((r->flags & IMG_FUA) &&
+             (r->vm_state || (r->flags & IMG_COMPRESS)))
+        wrong = "-f and -b or -c cannot be specified at the same time";
+    else if (r->zeroes + (r->pattern >= 0) + (r->source != NULL) > 1)
         wrong = "Only one of -z, -P, and -s can be specified at the same "
                 "time";
     else if ((r->flags & IMG_FAST_ONLY) && !r->zeroes)
@@ -332,13 +356,9 @@ static int write_command(struct io *io, int argc, char **argv,
     if (!check_write(&r))
         return -1;
     if (parse_range(&r, argc, argv)) {
-        if ((r.flags & IMG_COMPRESS) && r.off % 512)
-            printf("%" PRIu64 " is not a sector-aligned value for 'offset'\n",
-                   r.off);
-        else if ((r.flags & IMG_COMPRESS) && r.len % 512)
-            printf("%" PRIu64 " is not a sector-aligned value for 'count'\n",
-                   r.len);
-        else if (io_may_write(io))
+        bool by_sectors = r.vm_state || (r.flags & IMG_COMPRESS);
+
+        if ((!by_sectors || check_sectors(&r)) && io_may_write(io))
             ret = do_write(io, &r);
     }
     release(&r);

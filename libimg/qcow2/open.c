@@ -501,5 +501,5 @@ const struct img_format img_qcow2 = {
     .measure = img_qcow2_measure, .describe = img_qcow2_describe,
     .defaults = img_qcow2_defaults,
     .snapshots = &img_qcow2_snapshot_ops, .bitmaps = &img_qcow2_bitmap_ops,
-    .sink = &img_qcow2_sink,
+    .sink = &img_qcow2_sink, .vm_state = img_qcow2_vm_state,
 };

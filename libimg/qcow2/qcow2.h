@@ -435,6 +435,8 @@ int img_qcow2_measure(const struct img_create_options *, uint64_t size,
                       uint64_t data_clusters_of(void *, uint32_t),
                       void *, struct img_measure *, struct img_error *);
 int img_qcow2_grow(struct img_layer *, uint64_t size, struct img_error *);
+int img_qcow2_vm_state(struct img_layer *, uint64_t len, uint64_t *start,
+                       struct img_error *);
 int img_qcow2_resize(struct img_layer *, uint64_t size, enum img_prealloc,
                      struct img_error *);
 int img_qcow2_set_backing(struct img_layer *, const char *name,

@@ -150,6 +150,28 @@ int img_qcow2_grow(struct img_layer *layer, uint64_t size,
     return img_qcow2_result(q, r);
 }
 
+/* QEMU has it in the L2 tables behind the disk's last one. */
+int img_qcow2_vm_state(struct img_layer *layer, uint64_t len, uint64_t *start,
+                       struct img_error *err)
+{
+    struct qcow2 *q = img_qcow2_of(layer);
+    unsigned table_bits = q->l2_bits + q->cluster_bits;
+    uint64_t first = img_qcow2_l1_needed(q, q->h.size), need;
+    int r = 0;
+
+    *start = first << table_bits;
+    if (!len)
+        return 0;
+    if (is_raw(q))
+        return img_fail(err, ENOTSUP, "%s: its data file is the disk, and "
+                        "has no room for the state of a virtual machine",
+                        layer->path);
+    need = first + img_div_up(len, UINT64_C(1) << table_bits);
+    if (need > q->h.l1_size)
+        r = grow_l1(q, need, err);
+    return img_qcow2_result(q, r);
+}
+
 static int resize(struct qcow2 *q, uint64_t size, enum img_prealloc prealloc,
                   struct img_error *err)
 {

@@ -402,5 +402,6 @@ void img_qcow2_abandon(struct img_layer *layer, const struct img_place *p)
 int img_qcow2_touch(struct img_layer *layer, uint64_t off, uint64_t len,
                     struct img_error *err)
 {
-    return img_qcow2_bitmaps_touch(img_qcow2_of(layer), off, len, err);
+    return layer->in_vm_state ? 0 :
+        img_qcow2_bitmaps_touch(img_qcow2_of(layer), off, len, err);
 }

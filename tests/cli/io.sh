@@ -9,20 +9,6 @@ for d in q v; do (cd "$tmp/$d"
     qemu-img create -q -f raw r.raw 64M
     printf abc >pat); done
 
-io() {
-    n=$((n + 1))
-    (cd "$tmp/q" && qemu-io "$@" >../q.out 2>../q.err </dev/null) \
-        && q=0 || q=$?
-    (cd "$tmp/v" && vimg io "$@" >../v.out 2>../v.err </dev/null) \
-        && v=0 || v=$?
-    [ $q = $v ] || wrong "$n $*: qemu-io ends with $q, vimg with $v"
-    for w in q v; do
-        sed -E -e 's/[0-9.:]+( sec)? \([^)]*\)/TIME/' -e 's/ -- .*//' \
-            -e 's/,[0-9]:[0-9:.]+,[0-9.,]+/,TIME/' "$tmp/$w.out" >"$tmp/$w.txt"
-    done
-    diff -u "$tmp/q.txt" "$tmp/v.txt" >&2 || wrong "$n $*: output"
-}
-n=0
 io -c 'write -P 0x41 0 1M' -c 'read -v 0 64' -c 'read -P 0x42 0 512' \
     -c 'read -P 0x41 0 512' a.qcow2
 io -c 'read -P 0x41 -s 0 -l 16 0 512' -c 'read -P 0x42 -s 510 -l 2 0 512' \

@@ -306,7 +306,6 @@ OUR_WAY = [
      "marked in them"),
     (r"^dd .*count=2 skip=1", "disk",
      "qemu-img counts what is skipped: it copies one block, not two"),
-    (r"(read|write) -b 0 512", "code out err", "no access to the VM state"),
     (r"read -a", "code out err", "QEMU's synopsis has it, its parser not"),
     (r"(break|resume|wait_break|remove_break) .*x'|sigraise|abort",
      "code out err disk", "commands that debug QEMU"),

@@ -7,6 +7,7 @@
 #                   JSON; keys that only vimg has are fine
 #   code ARGS...    exit code is the same
 #   prepare CMD...  runs a shell command in both folders
+#   io ARGS...      qemu-io and vimg io: output without times, exit code
 #   images          the images of both folders hold the same disks
 need qemu-img qemu-io python3
 mkdir "$tmp/q" "$tmp/v"
@@ -67,3 +68,18 @@ images() {
 }
 
 finish() { [ $failures = 0 ] || die "$failures differences"; }
+
+n=0
+io() {
+    n=$((n + 1))
+    (cd "$tmp/q" && qemu-io "$@" >../q.out 2>../q.err </dev/null) \
+        && q=0 || q=$?
+    (cd "$tmp/v" && vimg io "$@" >../v.out 2>../v.err </dev/null) \
+        && v=0 || v=$?
+    [ $q = $v ] || wrong "$n $*: qemu-io ends with $q, vimg with $v"
+    for w in q v; do
+        sed -E -e 's/[0-9.:]+( sec)? \([^)]*\)/TIME/' -e 's/ -- .*//' \
+            -e 's/,[0-9]:[0-9:.]+,[0-9.,]+/,TIME/' "$tmp/$w.out" >"$tmp/$w.txt"
+    done
+    diff -u "$tmp/q.txt" "$tmp/v.txt" >&2 || wrong "$n $*: output"
+}
