@@ -6,14 +6,20 @@
 need qemu-img qemu-io nbdkit
 no_libnbd && skip "built without libnbd"
 reader=
-kill_pids() {
-    for p in "$tmp"/*pid; do
-        [ ! -s "$p" ] || kill -9 "$(cat "$p")" 2>/dev/null || :
-    done
+# -9: a shell that was just forked may still have our traps, and lose others.
+undrain() {
+    kill -9 "$reader" 2>/dev/null || :
+    wait "$reader" || :
+    reader=
 }
 cleanup() {
-    [ -z "$reader" ] || kill "$reader" 2>/dev/null || :
+    [ -z "$reader" ] || undrain
     kill_pids
+    # Nothing that we started outlives us.
+    for p in /proc/[0-9]*; do
+        [ "${p#/proc/}" = $$ ] || ! is_ours "${p#/proc/}" ||
+            { echo "left: $(tr '\0' ' ' <"$p/cmdline")" >&2; r=1; }
+    done
 }
 cd "$tmp"
 export TMPDIR="$tmp"
@@ -111,7 +117,7 @@ down
 up disk.raw
 drain & reader=$!
 wait $job || die "reading: not reconnected"
-kill $reader
+undrain
 cmp disk.raw copy.raw || die "reading: other bytes"
 down
 # Without the option it fails; nothing is left of the output.
@@ -125,7 +131,7 @@ up disk.raw
 drain & reader=$!
 ! wait $job || die "reconnected without being told to"
 [ ! -e copy.raw ] || die "half an output"
-kill $reader
+undrain
 down
 # Writing.
 truncate -s 24M to.raw
@@ -137,7 +143,7 @@ down
 up to.raw
 drain & reader=$!
 wait $job || die "writing: not reconnected"
-kill $reader
+undrain
 down
 cmp disk.raw to.raw || die "writing: other bytes"
 # Writes are not taken for safe where the server cannot say so: what it had
@@ -152,7 +158,7 @@ up to.raw --filter=fua
 drain & reader=$!
 ! wait $job || die "what the server may have lost was taken for written"
 grep -q "not flushed" err || die "that is not told: $(cat err)"
-kill $reader
+undrain
 down
 # Another disk behind the same name is not taken for the old one.
 slow disk.raw
@@ -164,7 +170,7 @@ truncate -s 30M other.raw
 up other.raw
 drain & reader=$!
 ! wait $job || die "went on with another disk"
-kill $reader
+undrain
 down
 # A server that is late.
 rm -f kit.sock
@@ -174,7 +180,7 @@ up disk.raw
 drain & reader=$!
 wait $job || die "open-timeout"
 grep -q "24 MiB" info || die "open-timeout: info"
-kill $reader
+undrain
 down
 ! vimg info -f raw "$uri&open-timeout=1" 2>/dev/null || die "nobody is there"
 ! vimg info -f raw "$uri&reconnect-delay=x" 2>err || die "no number"

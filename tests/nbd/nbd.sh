@@ -1,11 +1,19 @@
 # Sourced by the NBD tests: starting and stopping vimg-nbd.
 sock=$tmp/sock
 pidfile=$tmp/pid
-cleanup() {
+# A number in a file may be somebody else's by now: ours have to do with our
+# folder, whose name nobody else has.
+is_ours() { # PID
+    { tr '\0' '\n' <"/proc/$1/cmdline"; readlink "/proc/$1"/fd/*; } \
+        2>/dev/null | grep -qF "$tmp/"
+}
+kill_pids() {
     for p in "$tmp"/*pid; do
-        [ ! -s "$p" ] || kill -9 "$(cat "$p")" 2>/dev/null || :
+        [ -s "$p" ] && read -r pid <"$p" || continue
+        ! is_ours "$pid" || kill -9 "$pid" 2>/dev/null || :
     done
 }
+cleanup() { kill_pids; }
 
 serve() { # OPTIONS FILE; returns once it listens
     vimg-nbd -t -k "$sock" --fork --pid-file "$pidfile" "$@" ||
