@@ -100,10 +100,25 @@ stop_server
 tcp --object authz-simple,id=a,identity=CN=other --tls-authz a
 ! nbdinfo --size "$url" 2>/dev/null || die "authz: admitted"
 stop_server
-tcp --object authz-list,id=a,rules.0.match='CN=lap*',rules.0.format=glob,rules.0.policy=allow \
-    --tls-authz a
-nbdinfo --size "$url" >/dev/null || die "authz-list: refused"
-stop_server
+# The first rule that matches counts; the policy is for those whom none does.
+list() { # admitted|refused SETTINGS
+    tcp --object "authz-list,id=a,$2" --tls-authz a
+    if [ "$1" = admitted ]; then
+        nbdinfo --size "$url" >/dev/null || die "authz-list: refused: $2"
+    else
+        ! nbdinfo --size "$url" >/dev/null 2>&1 ||
+            die "authz-list: admitted: $2"
+    fi
+    stop_server
+}
+list admitted 'rules.0.match=CN=lap*,rules.0.format=glob,rules.0.policy=allow'
+list refused 'rules.0.match=CN=lap*,rules.0.format=exact,rules.0.policy=allow'
+list refused 'rules.0.match=CN=desktop,rules.0.policy=allow,policy=deny'
+list admitted 'rules.0.match=CN=desktop,rules.0.policy=deny,policy=allow'
+list refused 'rules.0.match=CN=laptop,rules.0.policy=deny,policy=allow'
+list refused 'rules.0.match=CN=laptop,rules.0.policy=deny,rules.1.match=CN=*,rules.1.format=glob,rules.1.policy=allow'
+list refused 'policy=deny'
+list admitted 'policy=allow'
 
 # A list in a file, read anew for every client.
 cat >rules <<'END'
@@ -118,6 +133,32 @@ sed -i 's/"CN=lap/"CN=desk/' rules
 echo '{ "policy": "allow", "rules": 5 }' >rules
 ! nbdinfo --size "$url" 2>/dev/null || die "authz-list-file: damaged"
 stop_server
+echo '{ "policy": "deny", "rules": [
+  { "match": "CN=laptop", "policy": "allow" } ] }' >rules
+tcp --object "authz-list-file,id=a,filename=$tmp/rules,refresh=off" \
+    --tls-authz a
+echo '{ "policy": "deny" }' >rules
+nbdinfo --size "$url" >/dev/null || die "refresh=off: read anew"
+stop_server
+echo '{ "policy": "allow", "rules": [
+  { "match": "CN=laptop", "policy": "deny" } ] }' >rules
+tcp --object "authz-list-file,id=a,filename=$tmp/rules,refresh=off" \
+    --tls-authz a
+echo '{ "policy": "allow" }' >rules
+! nbdinfo --size "$url" >/dev/null 2>&1 || die "refresh=off: admitted"
+stop_server
+# Who has a key is known by the name that goes with it.
+for who in alice bob; do
+    serve -e 0 -f raw --tls-creds tls0 --tls-authz a \
+        --object "tls-creds-psk,id=tls0,endpoint=server,dir=$tmp/psk" \
+        --object "authz-simple,id=a,identity=$who" "$tmp/disk.raw"
+    if [ $who = alice ]; then
+        nbdinfo --size "$uri" >/dev/null || die "authz-simple: alice"
+    else
+        ! nbdinfo --size "$uri" >/dev/null 2>&1 || die "authz-simple: $who"
+    fi
+    stop_server
+done
 bad_list() { # WORDS JSON
     echo "$2" >rules
     ! timeout 10 vimg-nbd -k s -f raw --object "$creds=server" --tls-creds t \
