@@ -127,7 +127,7 @@ uint16_t nbd_handshake_flags(const struct nbd_handshake *h,
 
     if (h->mode != NBD_MODE_SIMPLE)
         flags |= NBD_SEND_DF;
-    if (h->mode == NBD_MODE_EXTENDED)
+    if (h->mode == NBD_MODE_EXTENDED && h->meta_export == e)
         flags |= NBD_BLOCK_STATUS_PAYLOAD;
     return flags;
 }
@@ -147,6 +147,7 @@ static enum nbd_next ready(struct nbd_handshake *h,
     return NBD_NEXT_READY;
 }
 
+/* Who wants extended headers has to use GO. */
 static enum nbd_next do_export_name(struct nbd_handshake *h, struct part in,
                                     struct nbd_bytes *out)
 {
@@ -154,7 +155,7 @@ static enum nbd_next do_export_name(struct nbd_handshake *h, struct part in,
     size_t len = h->no_zeroes ? 10 : 134;
     uint8_t *p;
 
-    if (!e || !(p = append(out, len)))
+    if (!e || h->mode == NBD_MODE_EXTENDED || !(p = append(out, len)))
         return NBD_NEXT_CLOSE;
     memset(p, 0, len);
     nbd_put64(p, e->size);
