@@ -77,8 +77,13 @@ static void place_hole(const struct img_info *info, struct row *row)
     if (row->present) {
         for (unsigned i = 0; info && i < row->depth; i++)
             info = info->below;
-        if (!row->zero || !info || row->start < info->size)
+        if (!row->zero || !info)
             return;
+        if (row->start < info->size) {
+            if (row->length > info->size - row->start)
+                row->length = info->size - row->start;
+            return;
+        }
         row->present = false;
     }
     if (row->depth)

@@ -66,12 +66,13 @@ static int step(struct img_chain *c, unsigned from, uint64_t off,
                 uint64_t len, unsigned flags, struct img_run *run,
                 unsigned *depth, struct img_error *err)
 {
+    bool flat = img_flat_tells(c->flat, flags);
     uint64_t place = UINT64_MAX;
 
     for (unsigned d = from; d < c->n; d++) {
         int r;
 
-        if (d == 1 && c->flat &&
+        if (d == 1 && flat &&
             img_flat_map(c->flat, c, off, len, flags & IMG_RUN_CACHED, run,
                          depth)) {
             /* What is data is for its layer to say more exactly. */
@@ -81,7 +82,7 @@ static int step(struct img_chain *c, unsigned from, uint64_t off,
                                  run, err);
         }
         /* Asking the layers now would put off for ever that flat learns. */
-        if (d == 1 && c->flat && (flags & IMG_RUN_CACHED))
+        if (d == 1 && flat && (flags & IMG_RUN_CACHED))
             return -EAGAIN;
         *depth = d;
         r = img_layer_ask(c->layers[d], off, len, flags, run, err);

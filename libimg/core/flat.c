@@ -35,7 +35,7 @@ struct window {
     struct window *next;        /* in its bucket */
     struct window *younger;
     uint64_t number;
-    unsigned n;
+    unsigned n;                 /* 0 = too many: the layers are asked */
     struct part parts[];
 };
 
@@ -45,7 +45,15 @@ struct img_flat {
     struct window *oldest, *youngest;
     uint64_t used, budget;
     unsigned window_bits;
+    bool places;                /* absent blocks may have places */
 };
+
+/* A subcluster has a place when others of its cluster are there. */
+static bool has_places(const struct img_layer *l)
+{
+    return l->format->tells_places &&
+           l->block < UINT32_C(1) << l->cluster_bits;
+}
 
 struct img_flat *img_flat_new(struct img_chain *c, uint64_t budget)
 {
@@ -58,12 +66,16 @@ struct img_flat *img_flat_new(struct img_chain *c, uint64_t budget)
         if (c->layers[d]->writable)
             return NULL;
         bits = IMG_MIN(bits, c->layers[d]->cluster_bits);
+        if (c->layers[d]->block)
+            bits = IMG_MIN(bits, img_log2(c->layers[d]->block));
     }
     f = calloc(1, sizeof *f);
     if (!f)
         return NULL;
     img_mutex_init(&f->lock);
     f->budget = budget;
+    for (unsigned d = 0; d < c->n; d++)
+        f->places |= has_places(c->layers[d]);
     f->window_bits = IMG_MAX(bits + CLUSTERS_BITS, (unsigned)WINDOW_MIN_BITS);
     return f;
 }
@@ -94,13 +106,17 @@ struct canvas {
     struct window *w;
     struct gap *gaps, *left;
     unsigned n_gaps, n_left;
+    bool full;
 };
 
 static bool add_part(struct canvas *c, const struct img_run *run,
                      unsigned depth)
 {
-    if (c->w->n == PARTS_MAX || depth > UINT16_MAX || run->file > UINT16_MAX)
+    if (c->w->n == PARTS_MAX || depth > UINT16_MAX ||
+        run->file > UINT16_MAX) {
+        c->full = true;
         return false;
+    }
     c->w->parts[c->w->n++] = (struct part){
         .off = run->off, .len = (uint32_t)run->len, .host = run->host,
         .host_max = run->host_max, .unpacked_min = run->unpacked_min,
@@ -118,8 +134,10 @@ static bool leave_gap(struct canvas *c, uint64_t off, uint64_t end)
         last->end = end;
         return true;
     }
-    if (c->n_left == PARTS_MAX)
+    if (c->n_left == PARTS_MAX) {
+        c->full = true;
         return false;
+    }
     c->left[c->n_left++] = (struct gap){ off, end };
     return true;
 }
@@ -247,6 +265,10 @@ static struct window *new_window(const struct img_flat *f,
         if (paint(&c, chain) && c.w->n) {
             qsort(c.w->parts, c.w->n, sizeof(struct part), by_offset);
             join_parts(c.w);
+        } else {
+            c.w->n = 0;
+        }
+        if (c.w->n || c.full) {
             w = realloc(c.w, sizeof *w + c.w->n * sizeof(struct part));
             c.w = w ? NULL : c.w;
         }
@@ -342,6 +364,7 @@ bool img_flat_map(struct img_flat *f, struct img_chain *chain, uint64_t off,
 {
     uint64_t number = off >> f->window_bits;
     struct window *w;
+    bool known;
 
     img_lock(&f->lock);
     w = find(f, number);
@@ -352,8 +375,14 @@ bool img_flat_map(struct img_flat *f, struct img_chain *chain, uint64_t off,
         if (w)
             w = keep(f, w);
     }
-    if (w)
+    known = w && w->n;
+    if (known)
         answer(w, off, len, run, depth);
     img_unlock(&f->lock);
-    return w;
+    return known;
+}
+
+bool img_flat_tells(const struct img_flat *f, unsigned flags)
+{
+    return f && !(f->places && (flags & IMG_RUN_PLACES));
 }

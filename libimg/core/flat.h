@@ -18,6 +18,9 @@ bool img_flat_map(struct img_flat *flat, struct img_chain *chain,
                   uint64_t off, uint64_t len, bool cached,
                   struct img_run *run, unsigned *depth);
 
+/* Does it know what is asked for with these flags? */
+bool img_flat_tells(const struct img_flat *flat, unsigned flags);
+
 /* core/cursor.c: asks one layer, and what of the range is beyond its end. */
 int img_layer_ask(struct img_layer *l, uint64_t off, uint64_t len,
                   unsigned flags, struct img_run *run, struct img_error *err);

@@ -58,4 +58,27 @@ for o in cluster_size=512 extended_l2=on compat=0.10,cluster_size=4k; do
         wrong "rebase of an image without a base: $o"
     qemu-img check -q "$tmp/v/s.qcow2" || wrong "check: $o"
 done
+
+# Maps: zeros at the end of a short layer and what lies behind it; absent
+# subclusters of a deep chain, of which a window has many.
+prepare qemu-img create -q -f qcow2 short.qcow2 1M
+prepare qemu-io -c 'write -z 960k 64k' short.qcow2
+prepare qemu-img create -q -f qcow2 -F qcow2 -b short.qcow2 long.qcow2 2M
+json map --output=json long.qcow2
+prepare qemu-img create -q -f qcow2 -o extended_l2=on l0.qcow2 32M
+set --
+for i in $(seq 0 2 510); do
+    set -- "$@" -c "write -P 7 $((i * 2048)) 2k" \
+        -c "write -P 7 $((i * 2048 + (16 << 20))) 2k"
+done
+prepare qemu-io "$@" l0.qcow2
+for i in 1 2 3 4; do
+    prepare qemu-img create -q -f qcow2 -F qcow2 -b l$((i - 1)).qcow2 \
+        l$i.qcow2
+done
+prepare qemu-img create -q -f qcow2 -o extended_l2=on -F qcow2 \
+    -b l3.qcow2 l5.qcow2
+prepare qemu-io -c 'write -P 1 6k 2k' -c 'write -P 1 17M 2k' l5.qcow2
+json map --output=json l4.qcow2
+json map --output=json l5.qcow2
 finish
