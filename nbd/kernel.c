@@ -168,7 +168,7 @@ static int ask_netlink(uint8_t command, const struct nbd_kernel_disk *disk,
 {
     uint64_t block = BLOCK, server = disk->flags, wait = disk->patience;
     struct message m, answer = { 0 };
-    uint16_t family;
+    uint16_t family = 0;
     const void *found;
     int fd = open_netlink(&family), ret;
 
@@ -362,7 +362,7 @@ int nbd_kernel_settle(const struct nbd_kernel *k, uint64_t size,
 static int detach_netlink(const char *device, struct img_error *err)
 {
     struct message m;
-    uint16_t family;
+    uint16_t family = 0;
     uint32_t index;
     int ret = device_index(device, &index, err), fd;
 

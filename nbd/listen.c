@@ -35,7 +35,7 @@ static int unix_address(struct sockaddr_un *sun, const char *path,
                         "%zu bytes", path, sizeof sun->sun_path - 1);
     memset(sun, 0, sizeof *sun);
     sun->sun_family = AF_UNIX;
-    strcpy(sun->sun_path, path);
+    memcpy(sun->sun_path, path, strlen(path));
     return 0;
 }
 

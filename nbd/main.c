@@ -126,6 +126,7 @@ static int catch_signals(void)
 static int open_exports(struct nbd_options *o, struct nbd_exports *all,
                         struct img_error *err)
 {
+    unsigned n = o->n_exports;
     int ret = 0;
 
     o->image.multi_conn = o->shared != 1 || o->connect;
@@ -138,11 +139,11 @@ static int open_exports(struct nbd_options *o, struct nbd_exports *all,
         return nbd_exports_add(all, o->name ? o->name : "", o->description,
                                o->file, &o->image, err);
     /* Snapshots last: their image may be open, and locked, by then. */
-    for (unsigned i = 0; i < 2 * o->n_exports && ret == 0; i++) {
-        const struct nbd_export_spec *s = &o->exports[i % o->n_exports];
+    for (unsigned i = 0; i < 2 * n && ret == 0; i++) {
+        const struct nbd_export_spec *s = &o->exports[i % n];
         struct nbd_image_options image = o->image;
 
-        if ((s->snapshot != NULL) != (i >= o->n_exports))
+        if ((s->snapshot != NULL) != (i >= n))
             continue;
         image.snapshot = s->snapshot;
         image.partition = s->partition;

@@ -38,18 +38,18 @@ static void print_words(const struct option_def *defs)
 {
     for (; defs->kind != OPTION_END; defs++) {
         bool format = defs->argument && !strcmp(defs->argument, "FMT");
+        const char *words = words_of(defs->argument);
 
-        if (!format && !words_of(defs->argument))
+        if (!format && !words)
             continue;
         fputs("        ", stdout);
         if (defs->letter)
             printf("-%c|", defs->letter);
         printf("--%s) words=\"", defs->name);
-        if (format)
-            for (size_t i = 0; img_format(i); i++)
-                printf("%s%s", i ? " " : "", img_format(i)->name);
-        else
-            fputs(words_of(defs->argument), stdout);
+        if (words)
+            fputs(words, stdout);
+        for (size_t i = 0; format && img_format(i); i++)
+            printf("%s%s", i ? " " : "", img_format(i)->name);
         puts("\" ;;");
     }
 }

@@ -39,7 +39,7 @@ static int prepare(const struct option_def *defs, struct option *longs,
     int n = 0;
 
     *shorts++ = ':';
-    for (; defs[n].kind != OPTION_END && n < MAX_OPTIONS - 1; n++) {
+    for (; n < MAX_OPTIONS - 1 && defs[n].kind != OPTION_END; n++) {
         longs[n] = (struct option){
             defs[n].name, defs[n].argument ? required_argument : no_argument,
             NULL, LONG_ONLY + n

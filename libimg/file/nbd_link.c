@@ -516,7 +516,8 @@ int img_nbd_link_open(struct img_nbd_name *name, const char *path,
     if (l->conns[0])
         l->n = 1;
     if (ret == 0)
-        ret = l->n ? learn(l->conns[0]->h, path, &l->facts, err) : -err->code;
+        ret = l->conns[0] ? learn(l->conns[0]->h, path, &l->facts, err)
+                          : -err->code;
     if (ret < 0) {
         img_nbd_link_close(l);
         return ret;

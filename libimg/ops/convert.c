@@ -223,7 +223,7 @@ static bool is_on_device(const struct img_layer *layer)
 static int try_sharing(struct img_file *to, struct img_file *from,
                        bool *share, struct img_error *err)
 {
-    uint64_t size, has;
+    uint64_t size, has = 0;
     int r = img_file_size(to, &size, err);
 
     *share = false;

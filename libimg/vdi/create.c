@@ -79,7 +79,7 @@ static int plan_parent(const struct img_build *b, struct plan *p,
 {
     const struct img_create_options *o = b->opts;
     const struct img_vdi *base;
-    bool given, modified;
+    bool given = false, modified = false;
     int r = img_vdi_uuid_setting(o->settings, "parent_uuid", p->parent,
                                  &given, err);
 

@@ -199,7 +199,7 @@ static size_t find(const struct vmdk_text *t, const char *key)
 char *img_vmdk_text_get(const struct vmdk_text *t, const char *key)
 {
     size_t i = find(t, key), len;
-    const char *k, *v;
+    const char *k, *v = "";
 
     if (i == t->n_lines)
         return NULL;
