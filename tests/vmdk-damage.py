@@ -128,6 +128,114 @@ def sparse(disk):
     shows(label, "d.vmdk", disk)
 
 
+def packed(disk):
+    """Streams, whose grains say themselves which they are."""
+    must("vimg", "convert", "-f", "raw", "-O", "vmdk", "-o",
+         "subformat=streamOptimized", "disk.raw", "good.vmdk")
+    size = os.path.getsize("good.vmdk")
+    gd = get("good.vmdk", size - 1024 + 56, "<Q")[0] * SECTOR
+    gts = [s * SECTOR for s in get("good.vmdk", gd, "<3I")]
+    gt = [get("good.vmdk", at, "<512I") for at in gts]
+
+    def fresh(cut=None):
+        shutil.copyfile("good.vmdk", "d.vmdk")
+        if cut is not None:
+            os.truncate("d.vmdk", cut)
+
+    def mended(label, want, says="grain tables"):
+        check(label, "d.vmdk", 0, says, "-r", "all")
+        check(label, "d.vmdk", 0)
+        shows(label, "d.vmdk", want)
+        if shutil.which("7z"):
+            r = subprocess.run(["7z", "x", "-y", "-so", "d.vmdk"],
+                               stdout=subprocess.PIPE,
+                               stderr=subprocess.DEVNULL)
+            if r.stdout != bytes(want):
+                bad(label, "7z reads something else")
+        with open("d.vmdk", "rb") as f:
+            once = f.read()
+        check(label, "d.vmdk", 0, None, "-r", "all")
+        with open("d.vmdk", "rb") as f:
+            if f.read() != once:
+                bad(label, "a second repair changes it")
+
+    for less in (512, 1024, 1536, size - gd):
+        label = "a stream without its last %d bytes" % less
+        fresh(size - less)
+        check(label, "d.vmdk", 1, "cut off")
+        check(label, "d.vmdk", 2, "-r all makes new tables", "-r", "leaks")
+        mended(label, disk, "is lost")
+
+    label = "a stream cut within a grain"
+    last = gt[1][600 - 512] * SECTOR
+    fresh(last + 600)
+    want = bytearray(disk)
+    want[600 * GRAIN:] = bytes(SIZE - 600 * GRAIN)
+    mended(label, want)
+
+    label = "a footer whose directory is not in the file"
+    fresh()
+    put("d.vmdk", size - 1024 + 56, struct.pack("<Q", 1 << 40))
+    mended(label, disk, "is lost")
+
+    label = "a footer that contradicts the header"
+    fresh()
+    put("d.vmdk", size - 1024 + 12, struct.pack("<Q", 77))
+    mended(label, disk)
+
+    label = "a directory entry outside the file"
+    fresh()
+    put("d.vmdk", gd + 4, struct.pack("<I", 1 << 30))
+    check(label, "d.vmdk", 2, "does not lie in the file")
+    mended(label, disk)
+
+    label = "a table entry outside the file"
+    fresh()
+    put("d.vmdk", gts[0] + 7 * 4, struct.pack("<I", 1 << 30))
+    mended(label, disk)
+
+    label = "a table entry with the place of another grain"
+    fresh()
+    put("d.vmdk", gts[0] + 7 * 4, struct.pack("<I", gt[0][300]))
+    check(label, "d.vmdk", 2)
+    mended(label, disk)
+
+    # What is not whole is not taken for zeros.
+    label = "a grain that is not whole, and no footer"
+    fresh(size - 512)
+    put("d.vmdk", gt[0][300] * SECTOR + 40, b"damage")
+    check(label, "d.vmdk", 0, None, "-r", "all")
+    r = run("vimg", "convert", "-f", "vmdk", "-O", "raw", "d.vmdk", "got.raw")
+    if not r.returncode:
+        bad(label, "read as if it were whole")
+    r = run("vimg", "convert", "--salvage", "-f", "vmdk", "-O", "raw",
+            "d.vmdk", "got.raw")
+    want = bytearray(disk)
+    want[300 * GRAIN:301 * GRAIN] = bytes(GRAIN)
+    with open("got.raw", "rb") as f:
+        if f.read() != bytes(want):
+            bad(label, "salvage gives something else", r.stdout)
+
+    label = "a marker that is overwritten, and no footer"
+    fresh(size - 512)
+    put("d.vmdk", gt[0][300] * SECTOR, bytes(range(100, 112)))
+    mended(label, want)
+
+    # Tables in front, written in place.
+    label = "packed grains with tables in front"
+    must("vimg", "create", "-q", "-f", "vmdk", "-o",
+         "subformat=streamOptimized", "d.vmdk", str(SIZE))
+    must("vimg", "convert", "-c", "-n", "-f", "raw", "-O", "vmdk", "disk.raw",
+         "d.vmdk")
+    check(label, "d.vmdk", 0)
+    first = tables("d.vmdk")
+    put("d.vmdk", first[0][0] + 7 * 4, struct.pack("<I", 1 << 30))
+    put("d.vmdk", first[1][0] + 7 * 4, struct.pack("<I", 1 << 30))
+    check(label, "d.vmdk", 0, "grain tables", "-r", "all")
+    check(label, "d.vmdk", 0)
+    shows(label, "d.vmdk", disk)
+
+
 def main():
     for tool in ("vimg", "qemu-img"):
         if not shutil.which(tool):
@@ -137,6 +245,7 @@ def main():
         os.chdir(top)
         disk = guest()
         sparse(disk)
+        packed(disk)
         os.chdir("/")
     print("%d failed" % len(failed) if failed else "all as it should be")
     return bool(failed)

@@ -131,7 +131,7 @@ int img_vmdk_read_cid(struct img_file *file, uint32_t *cid,
     if (r == 0)
         r = img_file_pread(file, head, sizeof head, 0, err);
     if (r == 0 && img_vmdk_is_sparse(head, sizeof head, &kind)) {
-        r = img_vmdk_header_read(file, len, &h, err);
+        r = img_vmdk_header_read(file, len, false, &h, err);
         if (r == 0 && (kind != VMDK_SPARSE || !h.text_off ||
                        h.text_off > len / VMDK_SECTOR))
             r = img_fail(err, EINVAL, "%s: has no descriptor", file->path);

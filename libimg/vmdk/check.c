@@ -24,6 +24,7 @@ struct check {
     struct vmdk_extent *x;
     struct vmdk_sparse *s;
     bool mend, mend_leaks;
+    bool packed;                    /* and can be rebuilt */
     uint64_t sectors;               /* of the file, when we began */
     uint64_t from, to;              /* the window */
     uint8_t *used;
@@ -246,8 +247,14 @@ static int check_directory(struct check *c, bool second,
     return r;
 }
 
-/* How many sectors the grain at host takes; 0 = it is not in the file. */
-static uint64_t grain_sectors(struct check *c, uint64_t host)
+static uint64_t sector_of(const struct check *c, size_t g, uint32_t i)
+{
+    return (((uint64_t)g << c->s->gt_bits) + i) * c->s->h.grain;
+}
+
+/* How many sectors the grain of this sector, at host, takes; 0 = it is not in
+ * the file, or packed and another one. */
+static uint64_t grain_sectors(struct check *c, uint64_t sector, uint64_t host)
 {
     struct vmdk_sparse *s = c->s;
     uint8_t marker[VMDK_GRAIN_MARKER];
@@ -260,6 +267,8 @@ static uint64_t grain_sectors(struct check *c, uint64_t host)
             c->res->check_errors++;
             return 0;
         }
+        if (img_get_le64(marker) != sector || !img_get_le32(marker + 8))
+            return 0;
         len = (uint64_t)img_get_le32(marker + 8) + sizeof marker;
     } else if (s->h.compressed) {
         len = VMDK_SECTOR;
@@ -315,13 +324,13 @@ static void set_one(struct check *c, struct img_slice *slice, uint32_t i,
 /* An entry that says nothing of its own: a place outside the file, or a table
  * that has nothing at all, as one has that never came to the disk or was
  * overwritten with zeros.  What its other copy says is not to be lost then. */
-static bool says_nothing(struct check *c, uint32_t v)
+static bool says_nothing(struct check *c, uint64_t sector, uint32_t v)
 {
     if (!v)
         return c->empty;
     if (v == 1 && c->s->zero_grain)
         return false;
-    return v == 1 || !grain_sectors(c, (uint64_t)v * VMDK_SECTOR);
+    return v == 1 || !grain_sectors(c, sector, (uint64_t)v * VMDK_SECTOR);
 }
 
 /* Compares entry i of both copies; the first one counts, unless it says
@@ -347,7 +356,7 @@ static void compare_copies(struct check *c, struct img_slice *slices[2],
         c->res->errors++;
     if (!(behind ? c->mend_leaks : c->mend))
         return;
-    if (says_nothing(c, a))
+    if (says_nothing(c, sector_of(c, g, i), a))
         set_one(c, slices[0], i, b);
     else
         set_one(c, slices[1], i, a);
@@ -379,7 +388,8 @@ static int check_entry(struct check *c, struct img_slice *slices[2], size_t g,
     kind = img_vmdk_grain(c->s, slices[0]->data, i, &host);
     if (kind == VMDK_GRAIN_ABSENT || kind == VMDK_GRAIN_ZERO)
         return 0;
-    n = kind == VMDK_GRAIN_DATA ? grain_sectors(c, host) : 0;
+    n = kind == VMDK_GRAIN_DATA ? grain_sectors(c, sector_of(c, g, i), host)
+                                : 0;
     if (!n) {
         if (!first)
             return 0;
@@ -573,15 +583,11 @@ static int check_closed(struct check *c, uint64_t errors_before,
     return r;
 }
 
-static int check_extent(struct check *c, struct img_error *err)
+static int check_windows(struct check *c, struct img_error *err)
 {
     struct vmdk_sparse *s = c->s;
-    uint64_t errors = c->res->errors - c->res->errors_fixed;
-    int r;
+    int r = 0;
 
-    c->last_host = 0;
-    c->res->total += img_div_up(c->x->len, UINT64_C(1) << s->grain_bits);
-    r = check_directories(c, err);
     c->sectors = img_div_up(s->file->is_device ? s->next : s->file_len,
                             VMDK_SECTOR);
     c->used = malloc((size_t)(IMG_MIN(c->sectors, WINDOW) / 8 + 1));
@@ -596,12 +602,68 @@ static int check_extent(struct check *c, struct img_error *err)
             r = check_gaps(c, err);
     }
     free(c->used);
+    return r;
+}
+
+/* A packed extent with errors: its tables anew, from the markers.  before:
+ * the result without this extent. */
+static int rebuild(struct check *c, const struct img_check_result *before,
+                   struct img_error *err)
+{
+    static const struct img_check_options silent = { 0 };
+    struct img_check_result *res = c->res, again = { 0 };
+    struct check second = *c;
+    uint64_t had = res->allocated - before->allocated;
+    int r = img_vmdk_rebuild(c->layer, c->x, c->job, err);
+
+    if (r)
+        return r;
+    second.opts = &silent;
+    second.res = &again;
+    second.last_host = 0;
+    r = check_windows(&second, err);
+    if (r)
+        return r;
+    res->errors_fixed += res->errors - before->errors - IMG_MIN(again.errors,
+                         res->errors - before->errors);
+    res->allocated = before->allocated + again.allocated;
+    res->compressed = before->compressed + again.compressed;
+    res->fragmented = before->fragmented + again.fragmented;
+    res->end_offset = IMG_MAX(before->end_offset, again.end_offset);
+    say(c, "%s has new grain tables: they name %llu grains, the old ones "
+        "named %llu; what no marker leads to reads as zeros",
+        c->s->file->path, (unsigned long long)again.allocated,
+        (unsigned long long)had);
+    return 0;
+}
+
+static int check_extent(struct check *c, struct img_error *err)
+{
+    const struct img_check_result before = *c->res;
+    struct vmdk_sparse *s = c->s;
+    uint64_t errors = c->res->errors - c->res->errors_fixed;
+    int r;
+
+    c->last_host = 0;
+    c->res->total += img_div_up(c->x->len, UINT64_C(1) << s->grain_bits);
+    if (s->lost) {
+        c->res->errors++;
+        say(c, "ERROR the grain directory of %s is lost", s->file->path);
+    }
+    r = check_directories(c, err);
+    if (r == 0)
+        r = check_windows(c, err);
+    if (r == 0 && c->packed && c->opts->repair == IMG_REPAIR_ALL &&
+        c->res->errors > before.errors)
+        r = rebuild(c, &before, err);
     if (r == 0)
         r = check_closed(c, errors, err);
     if (s->h.compressed && c->opts->repair &&
         c->res->errors - c->res->errors_fixed > errors)
-        say(c, "%s is written once and not repaired in place; convert "
-            "--salvage copies what can be read", s->file->path);
+        say(c, "%s: %s", s->file->path, c->packed
+            ? "-r all makes new tables from its grains"
+            : "is not repaired in place; convert --salvage copies what can "
+              "be read");
     return r;
 }
 
@@ -615,14 +677,16 @@ int img_vmdk_check(struct img_layer *layer,
 
     for (size_t i = 0; i < st->n_extents && r == 0; i++) {
         struct vmdk_extent *x = &st->extents[i];
-        bool may = x->sparse && layer->writable &&
-                   x->sparse->file->writable && x->sparse->entry == 4 &&
-                   !x->sparse->h.compressed;
+        bool writes = x->sparse && layer->writable &&
+                      x->sparse->file->writable && x->sparse->entry == 4;
+        bool may = writes && !x->sparse->h.compressed;
         struct check c = {
             .layer = layer, .opts = opts, .job = job, .res = res, .x = x,
             .s = x->sparse,
             .mend = may && opts->repair == IMG_REPAIR_ALL,
             .mend_leaks = may && (opts->repair & IMG_REPAIR_LEAKS),
+            .packed = writes && x->sparse->h.compressed &&
+                      x->sparse->markers,
         };
 
         if (x->sparse)

@@ -185,6 +185,22 @@ out:
     return r;
 }
 
+/* Where packed grains may be found without a directory, and shall be. */
+static int lose_directory(struct img_layer *layer, struct vmdk_sparse *s,
+                          struct img_error *err)
+{
+    struct vmdk_state *st = layer->state;
+    uint64_t len = s->n_gd * UINT64_C(4);
+
+    if (len > VMDK_DIRECTORY_MAX - st->directory_bytes)
+        return img_fail(err, EFBIG, "%s: grain directory of %llu bytes is "
+                        "too large", s->file->path, (unsigned long long)len);
+    st->directory_bytes += len;
+    s->gd = calloc(s->n_gd + 1, sizeof *s->gd);
+    s->lost = true;
+    return s->gd ? 0 : img_fail_nomem(err);
+}
+
 static int read_directories(struct img_layer *layer, struct vmdk_sparse *s,
                             struct img_error *err)
 {
@@ -195,6 +211,9 @@ static int read_directories(struct img_layer *layer, struct vmdk_sparse *s,
     r = check_places(s, err);
     if (r == 0)
         r = read_both(layer, s, err);
+    if (r == -IMG_ECORRUPT && layer->repair && layer->writable &&
+        s->h.compressed && s->markers)
+        return lose_directory(layer, s, err);
     if (r)
         return r;
     s->gd_off = (s->gd_broken ? s->h.rgd_off : s->h.gd_off) * VMDK_SECTOR;
@@ -308,7 +327,9 @@ int img_vmdk_sparse_open(struct img_layer *layer, struct img_file *file,
     s->file = file;
     r = img_file_size(file, &s->file_len, err);
     if (r == 0)
-        r = img_vmdk_header_read(file, s->file_len, &s->h, err);
+        r = img_vmdk_header_read(file, s->file_len,
+                                 layer->repair && layer->writable, &s->h,
+                                 err);
     if (r == 0 && !s->h.grain)
         r = img_fail(err, IMG_ECORRUPT, "%s: a VMDK extent without grains",
                      file->path);

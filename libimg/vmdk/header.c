@@ -139,7 +139,8 @@ static int read_footer(struct img_file *f, uint64_t file_len,
         img_get_le32(b + 2 * VMDK_SECTOR + 8) ||
         img_get_le32(b + 2 * VMDK_SECTOR + 12) != VMDK_MARK_EOS)
         return img_fail(err, IMG_ECORRUPT, "%s: the VMDK stream is cut off: "
-                        "it does not end with a footer", f->path);
+                        "it does not end with a footer (check -r all makes "
+                        "one for what is there)", f->path);
     r = parse_hosted(f, b + VMDK_SECTOR, h, err);
     if (r)
         return r;
@@ -216,8 +217,10 @@ static int parse_se(struct img_file *f, const uint8_t *b,
 }
 
 int img_vmdk_header_read(struct img_file *f, uint64_t file_len,
-                         struct vmdk_header *h, struct img_error *err)
+                         bool lenient, struct vmdk_header *h,
+                         struct img_error *err)
 {
+    struct vmdk_header front;
     uint8_t b[VMDK_SECTOR];
     enum vmdk_kind kind;
     int r;
@@ -237,7 +240,14 @@ int img_vmdk_header_read(struct img_file *f, uint64_t file_len,
     if (kind == VMDK_SE)
         return parse_se(f, b, h, err);
     r = parse_hosted(f, b, h, err);
-    if (r == 0 && h->gd_off == VMDK_GD_AT_END && h->capacity)
-        r = read_footer(f, file_len, h, err);
+    if (r || h->gd_off != VMDK_GD_AT_END || !h->capacity)
+        return r;
+    front = *h;
+    r = read_footer(f, file_len, h, err);
+    if ((r == -IMG_ECORRUPT || r == -ENOTSUP) && lenient &&
+        front.compressed && (front.flags & VMDK_FLAG_MARKERS)) {
+        *h = front;
+        r = 0;
+    }
     return r;
 }

@@ -246,7 +246,8 @@ static int open_header(struct img_layer *layer, uint64_t file_len,
     struct vmdk_header h;
     int r;
 
-    r = img_vmdk_header_read(layer->files[0], file_len, &h, err);
+    r = img_vmdk_header_read(layer->files[0], file_len,
+                             layer->repair && layer->writable, &h, err);
     if (r)
         return r;
     st->text_off = h.text_off * VMDK_SECTOR;

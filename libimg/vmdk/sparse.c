@@ -217,6 +217,9 @@ static int map_sparse(struct img_layer *layer, struct vmdk_extent *x,
     uint64_t host = 0, off;
     int r;
 
+    if (s->lost)
+        return img_fail(err, IMG_ECORRUPT, "%s: its grain directory is lost",
+                        s->file->path);
     if (map_no_table(st, s, rel, len, run))
         return 0;
     if (flags & IMG_RUN_CACHED) {

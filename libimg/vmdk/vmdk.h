@@ -122,9 +122,11 @@ struct vmdk_header {
 /* What kind of sparse extent head begins, if any. */
 bool img_vmdk_is_sparse(const uint8_t *head, size_t len,
                         enum vmdk_kind *kind);
-/* Reads and checks the header, the footer where the header refers to it. */
+/* Reads and checks the header, the footer where the header refers to it.
+ * lenient: a stream's footer may be lost; gd_off then stays GD_AT_END. */
 int img_vmdk_header_read(struct img_file *file, uint64_t file_len,
-                         struct vmdk_header *h, struct img_error *err);
+                         bool lenient, struct vmdk_header *h,
+                         struct img_error *err);
 /* 512 bytes of a hosted sparse header, or of its footer. */
 void img_vmdk_header_put(uint8_t *to, const struct vmdk_header *h);
 
@@ -162,6 +164,8 @@ struct vmdk_sparse {
     bool rgd_broken;                /* there should be one */
     bool gd_broken;                 /* gd is the redundant copy, rgd is not
                                        there */
+    bool lost;                      /* packed: no directory can be found; only
+                                       for img_vmdk_rebuild */
     size_t gd_from, gd_to;          /* entries not on disk yet: [from, to) */
 };
 
@@ -328,6 +332,9 @@ int img_vmdk_split_drop(struct img_layer *layer, uint64_t size,
                         struct img_error *err);
 int img_vmdk_describe(struct img_layer *layer, struct img_info *info,
                       struct img_error *err);
+/* rebuild.c: new tables of a packed extent with markers, from its grains. */
+int img_vmdk_rebuild(struct img_layer *layer, struct vmdk_extent *x,
+                     const struct img_job *job, struct img_error *err);
 int img_vmdk_check(struct img_layer *layer,
                    const struct img_check_options *opts,
                    const struct img_job *job,
