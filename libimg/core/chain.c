@@ -18,14 +18,12 @@
 #include "cache/zcache.h"
 #include "file/file.h"
 #include "file/nbd.h"
-#include "foreign.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-enum { RAW_SCORE = 1 };
 /* Seven tenths for tables, two for what is inflated, one for core/flat. */
 #define DEFAULT_CACHE (UINT64_C(40) << 20)
 
@@ -155,129 +153,6 @@ static void layer_warn(struct img_layer *l, const char *fmt, ...)
 
 /* ---- formats ----------------------------------------------------------- */
 
-/* The parts of a file by which formats are known. */
-struct look {
-    uint8_t *head;              /* IMG_PROBE_BYTES, zeros behind len */
-    size_t len, tail_len;
-    uint8_t tail[512];
-};
-
-static int look_at(struct img_file *file, struct look *k,
-                   struct img_error *err)
-{
-    uint64_t size;
-    int r = img_file_size(file, &size, err);
-
-    if (r < 0)
-        return r;
-    *k = (struct look){ .len = (size_t)IMG_MIN(size, (uint64_t)IMG_PROBE_BYTES) };
-    k->head = calloc(1, IMG_PROBE_BYTES);
-    if (!k->head)
-        return img_fail_nomem(err);
-    r = k->len ? img_file_pread(file, k->head, k->len, 0, err) : 0;
-    if (r == 0 && size >= sizeof k->tail) {
-        k->tail_len = sizeof k->tail;
-        r = img_file_pread(file, k->tail, sizeof k->tail,
-                           size - sizeof k->tail, err);
-    }
-    return r;
-}
-
-/* ECMA-119: the first descriptor is in the 17th sector. */
-static bool is_iso(const struct look *k)
-{
-    enum { ISO_AT = 16 * 2048 + 1 };
-
-    return k->len >= ISO_AT + 5 && !memcmp(k->head + ISO_AT, "CD001", 5);
-}
-
-/* The format that fits best, and another one that fits too: what a file
- * really is cannot be told then. */
-static const struct img_format *best_format(const struct look *k,
-                                            const char *path, int *score,
-                                            const struct img_format **other)
-{
-    const struct img_format *format = NULL;
-
-    *other = NULL;
-    *score = -1;
-    for (size_t i = 0; img_formats[i]; i++) {
-        int now = img_formats[i]->probe(k->head, k->len, path);
-
-        if (IMG_MIN(now, *score) > RAW_SCORE)
-            *other = now > *score ? format : img_formats[i];
-        if (now > *score) {
-            *score = now;
-            format = img_formats[i];
-        }
-    }
-    return format;
-}
-
-int img_chain_probe(struct img_file *file, const struct img_format **format,
-                    struct img_error *err)
-{
-    const struct img_format *other;
-    const char *foreign;
-    struct look k = { 0 };
-    int best, r = look_at(file, &k, err);
-
-    if (r < 0)
-        goto out;
-    *format = best_format(&k, file->path, &best, &other);
-    foreign = img_foreign_name(k.head, k.len, k.tail, k.tail_len);
-    if (other)
-        r = img_fail(err, EINVAL, "%s: looks like %s and like %s; its "
-                     "format has to be given", file->path,
-                     (*format)->info.name, other->info.name);
-    else if (best <= RAW_SCORE && foreign)
-        r = img_fail(err, ENOTSUP, "%s: is %s, which cannot be read; with "
-                     "its format given as raw it is taken byte by byte",
-                     file->path, foreign);
-out:
-    free(k.head);
-    return r;
-}
-
-/* What did not open as l->format may be something else altogether: then that
- * is what to say. */
-static int name_mistake(const struct img_layer *l, int result,
-                        struct img_error *err)
-{
-    const struct img_format *real, *other;
-    const char *foreign, *want = l->format->info.name;
-    struct look k = { 0 };
-    int best;
-
-    if (look_at(l->files[0], &k, NULL) < 0 ||
-        l->format->probe(k.head, k.len, l->path) > RAW_SCORE)
-        goto out;
-    real = best_format(&k, l->path, &best, &other);
-    foreign = img_foreign_name(k.head, k.len, k.tail, k.tail_len);
-    if (best > RAW_SCORE)
-        result = img_fail(err, EINVAL, "%s: is no %s image, but %s",
-                          l->path, want, real->info.name);
-    else if (foreign)
-        result = img_fail(err, ENOTSUP, "%s: is no %s image, but %s",
-                          l->path, want, foreign);
-    else if (is_iso(&k))
-        result = img_fail(err, EINVAL, "%s: is no %s image, but an ISO 9660 "
-                          "image, whose bytes are the disk (format raw)",
-                          l->path, want);
-out:
-    free(k.head);
-    return result;
-}
-
-const char *img_chain_recognise(const uint8_t *head, size_t len,
-                                const char *path)
-{
-    for (size_t i = 0; img_formats[i]; i++)
-        if (img_formats[i]->probe(head, len, path) > RAW_SCORE)
-            return img_formats[i]->info.name;
-    return img_foreign_name(head, len, NULL, 0);
-}
-
 /* Old images name QEMU's way of opening a file where the format belongs. */
 static const struct img_format *find_format(const char *name)
 {
@@ -392,7 +267,7 @@ static int layer_open(struct img_layer *l, const struct img_format *format,
     l->format = format;
     l->repair = opts->flags & IMG_OPEN_REPAIR;
     r = format->open(l, opts, err);
-    return r < 0 ? name_mistake(l, r, err) : check_shape(l, err);
+    return r < 0 ? img_chain_name_mistake(l, r, err) : check_shape(l, err);
 }
 
 static bool same_file(const struct img_file *a, const struct img_file *b)
@@ -475,11 +350,20 @@ static void look_over(struct img_chain *c)
 /* ---- opening ----------------------------------------------------------- */
 
 /* Tells the last layer how its format came to be known. */
-static void note_guess(struct img_chain *c, const char *given)
+static int note_guess(struct img_chain *c, const char *given,
+                      struct img_error *err)
 {
     struct img_layer *l = c->layers[c->n - 1];
+    const char *name;
+    int r;
 
     l->guessed = !given && !strcmp(l->format->info.name, "raw");
+    r = img_chain_doubt(l, &name, err);
+    if (r == 0 && name)
+        l->warn(l, "%s: ends as %s does, but it is taken for a raw disk, byte "
+                "by byte; with its format given there is no doubt", l->path,
+                name);
+    return r;
 }
 
 /* Owns file, which may be NULL. */
@@ -507,7 +391,7 @@ static int open_top(struct img_chain *c, const char *path, int fd,
     }
     r = push_layer(c, file, format, writable, &c->opts, err);
     if (r == 0)
-        note_guess(c, c->opts.format);
+        r = note_guess(c, c->opts.format, err);
     return r;
 }
 
@@ -575,7 +459,7 @@ static int open_below(struct img_chain *c, struct img_layer *l,
     opts.window_offset = opts.window_size = 0;
     r = push_layer(c, file, format, false, &opts, err);
     if (r == 0)
-        note_guess(c, b->format);
+        r = note_guess(c, b->format, err);
     if (r == 0 && b->recorded && l->format->check_base)
         r = l->format->check_base(l, c->layers[c->n - 1], err);
     return r;

@@ -53,6 +53,14 @@ int img_chain_lock(const struct img_chain *chain, struct img_file *file,
 int img_chain_probe(struct img_file *file, const struct img_format **format,
                     struct img_error *err);
 
+/* What did not open as its layer's format may be something else altogether:
+ * then that is what to say. */
+int img_chain_name_mistake(const struct img_layer *layer, int result,
+                           struct img_error *err);
+/* *name: what a file that was guessed to be raw ends as; NULL = nothing. */
+int img_chain_doubt(const struct img_layer *layer, const char **name,
+                    struct img_error *err);
+
 /* What a file that begins so would be taken for, in words; NULL = raw. */
 const char *img_chain_recognise(const uint8_t *head, size_t len,
                                 const char *path);

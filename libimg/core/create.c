@@ -109,6 +109,19 @@ static int refuse_itself(const struct making *m, struct img_error *err)
     return 0;
 }
 
+/* The guess would be recorded, and nobody be warned of it ever after. */
+static int refuse_doubt(const struct making *m, struct img_error *err)
+{
+    const char *name;
+    int r = img_chain_doubt(m->backing->layers[0], &name, err);
+
+    if (r < 0 || !name)
+        return r;
+    return img_fail(err, EINVAL, "%s: the backing file '%s' ends as %s does; "
+                    "its format has to be given", m->pub.build.path,
+                    m->opts.backing, name);
+}
+
 static int open_backing(struct making *m, struct img_error *err)
 {
     struct img_open_options opts = IMG_OPEN_OPTIONS;
@@ -128,6 +141,8 @@ static int open_backing(struct making *m, struct img_error *err)
     opts.allow_files = m->opts.allow_files;
     opts.allow_dir = m->opts.allow_dir;
     r = img_chain_open(path, -1, NULL, &opts, &m->backing, err);
+    if (r == 0)
+        r = refuse_doubt(m, err);
     return r < 0 ? r : refuse_itself(m, err);
 }
 

@@ -44,6 +44,14 @@ refused "write -s qcow2-end 3 5" "write -s qcow2-begin 0 3"
 fresh
 done_ "write -P 0 0 64k" "write -P 3 0 64k" "write -z 0 64k" "discard 0 1M" 'write -P 0x51 0 1'
 fresh
+# The end is the guest's: written or not, its disk opens.
+for at in 0 1; do
+    vimg io -c "write -s vpc $((1048064 + at)) $((512 - at))" g.raw >out 2>err || die "the last sector"
+    kept "the last sector"
+    vimg io -c 'read 0 1M' g.raw >out 2>err || die 'a disk that ends as a VHD does'
+    grep -q 'ends as a VHD' err || die 'no word about the end'
+    fresh
+done
 # Zeros can complete a signature, too.
 done_ 'write -s qed 0 4'
 vimg io -c 'write -z 3 1' g.raw >out 2>err && die "QED by zeros"

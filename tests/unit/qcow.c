@@ -236,9 +236,11 @@ static void test_foreign(void **state)
         { 0, 16, "WithouFreSpacExt", "Parallels" },
         { 0, 4, "QED", "QED" },
         { 0, 6, "LUKS\xba\xbe", "LUKS" },
-        { 8192 - 512, 12, "koly\0\0\0\x04\0\0\x02\0", "DMG" },
-        { 8192 - 512, 8, "conectix", "VHD" },
-        { 8192 - 511, 8, "conectix", "VHD" },
+    };
+    static const struct { size_t at, len; const char *bytes, *name; } end[] = {
+        { 512, 12, "koly\0\0\0\x04\0\0\x02\0", "DMG" },
+        { 512, 8, "conectix", "VHD" },
+        { 511, 8, "conectix", "VHD" },
     };
     const char *format;
     uint8_t buf[8192];
@@ -255,6 +257,17 @@ static void test_foreign(void **state)
                          -ENOTSUP);
         /* Who says raw means it. */
         assert_int_equal(try_open("foreign", "raw", 0), 0);
+    }
+    /* Known by its end alone: named, and no obstacle to the guess. */
+    for (size_t i = 0; i < IMG_COUNT(end); i++) {
+        memset(buf, 0, sizeof buf);
+        memcpy(buf + sizeof buf - end[i].at, end[i].bytes, end[i].len);
+        assert_non_null(strstr(img_foreign_name(NULL, 0, buf + sizeof buf -
+                                                512, 512), end[i].name));
+        poke("foreign", 0, buf, sizeof buf);
+        assert_ok(img_probe(in_folder("foreign"), &format, &err), err);
+        assert_string_equal(format, "raw");
+        assert_int_equal(try_open("foreign", NULL, IMG_OPEN_PROBE), 0);
     }
     /* A differencing VHD says so. */
     memset(buf, 0, sizeof buf);
