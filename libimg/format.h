@@ -91,6 +91,8 @@ struct img_run {
     unsigned file;
     bool sparse;                /* ZERO, asked EXACT: is data, in a hole of
                                    the file */
+    bool doubtful;              /* DATA, asked EXACT: the file may have holes
+                                   there, and whoever asks looks */
     uint64_t host;              /* DATA: of byte off.  ZERO: of the place it
                                    keeps, or ~0.  PACKED: of the packed
                                    cluster that holds off */

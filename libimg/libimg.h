@@ -328,6 +328,11 @@ enum {
 /* The longest run beginning at off, at most len, with one answer. */
 int img_map(struct img_disk *disk, uint64_t off, uint64_t len, unsigned flags,
             struct img_extent *extent, struct img_error *err);
+/* As many of them, one after the other, as there is room for; at least one.
+ * Quicker than one by one where there are many. */
+int img_map_list(struct img_disk *disk, uint64_t off, uint64_t len,
+                 unsigned flags, struct img_extent *extents, size_t room,
+                 size_t *n, struct img_error *err);
 
 /* Path of file number `file` of the layer at `depth`; NULL = there is none.
  * Valid until the disk is closed, resized, committed or rebased. */

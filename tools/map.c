@@ -28,12 +28,54 @@ static const struct option_def options[] = {
     { 0 }
 };
 
+enum { MANY = 8192 };
+
 struct row {
     uint64_t start, length, offset; /* offset ~0 = none */
     unsigned depth;
     bool present, zero, data;
     const char *file;
 };
+
+/* printf would take half of the time of a map of a million rows. */
+static char *add(char *to, const char *text)
+{
+    return stpcpy(to, text);
+}
+
+static char *add_number(char *to, uint64_t n)
+{
+    char digits[20];
+    size_t at = sizeof digits;
+
+    do
+        digits[--at] = (char)('0' + n % 10);
+    while (n /= 10);
+    memcpy(to, digits + at, sizeof digits - at);
+    return to + sizeof digits - at;
+}
+
+static char *add_bool(char *to, const char *name, bool value)
+{
+    return add(add(to, name), value ? "true" : "false");
+}
+
+static void show_json(const struct row *r, bool first, bool last)
+{
+    char text[256], *to = text;
+
+    to = add_number(add(to, first ? "[{ \"start\": " : "{ \"start\": "),
+                    r->start);
+    to = add_number(add(to, ", \"length\": "), r->length);
+    to = add_number(add(to, ", \"depth\": "), r->depth);
+    to = add_bool(to, ", \"present\": ", r->present);
+    to = add_bool(to, ", \"zero\": ", r->zero);
+    to = add_bool(to, ", \"data\": ", r->data);
+    if (r->offset != UINT64_MAX)
+        to = add_number(add(to, ", \"offset\": "), r->offset);
+    to = add(to, last ? "}]\n" : "},\n");
+    fwrite(text, 1, (size_t)(to - text), stdout);
+}
 
 static bool show_row(const struct row *r, bool json, bool first, bool last)
 {
@@ -49,14 +91,7 @@ static bool show_row(const struct row *r, bool json, bool first, bool last)
                r->length, r->offset, r->file);
         return true;
     }
-    printf("%s{ \"start\": %" PRIu64 ", \"length\": %" PRIu64
-           ", \"depth\": %u, \"present\": %s, \"zero\": %s, \"data\": %s",
-           first ? "[" : "", r->start, r->length, r->depth,
-           r->present ? "true" : "false", r->zero ? "true" : "false",
-           r->data ? "true" : "false");
-    if (r->offset != UINT64_MAX)
-        printf(", \"offset\": %" PRIu64, r->offset);
-    puts(last ? "}]" : "},");
+    show_json(r, first, last);
     return true;
 }
 
@@ -90,44 +125,60 @@ static void place_hole(const struct img_info *info, struct row *row)
         row->depth--;
 }
 
-static bool next_row(struct img_disk *disk, const struct img_info *info,
-                     uint64_t at, uint64_t end, struct row *row)
+/* What the library said, extent by extent. */
+struct answers {
+    struct img_disk *disk;
+    const struct img_info *info;
+    uint64_t at, end;
+    struct img_extent extents[MANY];
+    size_t n, next;
+};
+
+static bool next_row(struct answers *a, struct row *row)
 {
-    struct img_extent extent;
+    const struct img_extent *e;
     struct img_error err;
 
-    if (img_map(disk, at, end - at, IMG_MAP_EXACT | IMG_MAP_PLACES, &extent,
-                &err) < 0) {
-        complain("%s", err.message);
-        return false;
+    if (a->next == a->n) {
+        a->next = 0;
+        if (img_map_list(a->disk, a->at, a->end - a->at,
+                         IMG_MAP_EXACT | IMG_MAP_PLACES, a->extents, MANY,
+                         &a->n, &err) < 0) {
+            complain("%s", err.message);
+            return false;
+        }
     }
+    e = &a->extents[a->next++];
     *row = (struct row){
-        .start = at, .length = extent.len, .depth = extent.depth,
-        .present = extent.kind != IMG_HOLE,
-        .zero = extent.kind == IMG_HOLE || extent.kind == IMG_ZEROS,
-        .data = extent.kind == IMG_DATA || extent.kind == IMG_COMPRESSED ||
-                extent.sparse,
-        .offset = extent.host_off,
-        .file = img_file_name(disk, extent.depth, extent.file),
+        .start = e->off, .length = e->len, .depth = e->depth,
+        .present = e->kind != IMG_HOLE,
+        .zero = e->kind == IMG_HOLE || e->kind == IMG_ZEROS,
+        .data = e->kind == IMG_DATA || e->kind == IMG_COMPRESSED || e->sparse,
+        .offset = e->host_off,
+        .file = img_file_name(a->disk, e->depth, e->file),
     };
-    place_hole(info, row);
+    place_hole(a->info, row);
+    a->at = e->off + e->len;
     return true;
 }
 
 static bool map(struct img_disk *disk, const struct img_info *info,
                 uint64_t start, uint64_t end, bool json)
 {
+    static struct answers answers;
     struct row row = { .start = start, .offset = UINT64_MAX }, next;
-    uint64_t at = start;
     bool first = true;
 
+    answers.disk = disk;
+    answers.info = info;
+    answers.at = start;
+    answers.end = end;
     if (!json)
         printf("%-16s%-16s%-16s%s\n", "Offset", "Length", "Mapped to",
                "File");
-    while (at < end) {
-        if (!next_row(disk, info, at, end, &next))
+    while (answers.at < end) {
+        if (!next_row(&answers, &next))
             return false;
-        at += next.length;
         if (row.length == 0) {
             row = next;
         } else if (joins(&row, &next)) {

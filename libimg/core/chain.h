@@ -72,10 +72,19 @@ int img_chain_map(struct img_chain *chain, unsigned from, uint64_t off,
                   uint64_t len, unsigned flags, struct img_run *run,
                   unsigned *depth, struct img_error *err);
 
+/* Holes of the file that was asked last, in its order.  Others may fill them,
+ * so they are known only while one question is being answered. */
+struct img_holes {
+    const struct img_file *file;
+    unsigned n;
+    struct { uint64_t from, to; } list[512];
+};
+
 /* The runs of [off, end) one after the other, each as long as it gets; a run
  * is looked up once. */
 struct img_cursor {
     struct img_chain *chain;
+    struct img_holes *holes;    /* NULL: every time the file is asked */
     unsigned from, flags;
     uint64_t off, end;
     bool ahead;                 /* next is the run at off */

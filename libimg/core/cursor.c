@@ -9,6 +9,9 @@
 #include "core/flat.h"
 #include "base/checked.h"
 #include "base/error.h"
+#include "file/file.h"
+
+#include <string.h>
 
 void img_layer_break(struct img_layer *layer)
 {
@@ -61,15 +64,104 @@ static uint64_t place_of(const struct img_layer *l, const struct img_run *run,
                                                                : UINT64_MAX;
 }
 
+/* ---- holes of files ---------------------------------------------------- */
+
+/* Where the first hole is that begins behind off. */
+static unsigned hole_behind(const struct img_holes *h, uint64_t off)
+{
+    unsigned from = 0, to = h->n;
+
+    while (from < to) {
+        unsigned middle = (from + to) / 2;
+
+        if (h->list[middle].from <= off)
+            from = middle + 1;
+        else
+            to = middle;
+    }
+    return from;
+}
+
+/* How many bytes of a known hole there are from off. */
+static uint64_t known_hole(const struct img_holes *h,
+                           const struct img_file *file, uint64_t off)
+{
+    unsigned i;
+
+    if (!h || !h->n || h->file != file)
+        return 0;
+    i = hole_behind(h, off);
+    return i && off < h->list[i - 1].to ? h->list[i - 1].to - off : 0;
+}
+
+/* It was not known.  A file tells how far a hole reaches, not where it
+ * began. */
+static void learn_hole(struct img_holes *h, const struct img_file *file,
+                       uint64_t from, uint64_t to)
+{
+    const unsigned room = sizeof h->list / sizeof h->list[0];
+    unsigned i;
+
+    if (!h)
+        return;
+    if (h->file != file || h->n == room)
+        h->n = 0;
+    h->file = file;
+    i = hole_behind(h, from);
+    if (i == h->n || h->list[i].from > to) {
+        memmove(&h->list[i + 1], &h->list[i],
+                (h->n - i) * sizeof h->list[0]);
+        h->list[i].to = to;
+        h->n++;
+    }
+    h->list[i].from = from;
+}
+
+static int look_for_hole(struct img_layer *l, struct img_run *run,
+                         struct img_holes *holes, struct img_error *err)
+{
+    struct img_file *f = l->files[run->file];
+    uint64_t n = known_hole(holes, f, run->host);
+    bool is_data = false;
+    int r;
+
+    if (!n) {
+        r = img_file_extent(f, run->host, INT64_MAX - run->host, &is_data,
+                            &n, err);
+        if (r < 0)
+            return r;
+        if (!is_data)
+            learn_hole(holes, f, run->host, run->host + n);
+    }
+    run->len = IMG_MIN(run->len, n);
+    if (is_data)
+        return 0;
+    run->kind = IMG_RUN_ZERO;
+    run->sparse = true;
+    return 0;
+}
+
+/* ---- layers ------------------------------------------------------------ */
+
+static int ask_layer(struct img_layer *l, uint64_t off, uint64_t len,
+                     unsigned flags, struct img_run *run,
+                     struct img_holes *holes, struct img_error *err)
+{
+    int r = img_layer_ask(l, off, len, flags, run, err);
+
+    return r == 0 && run->doubtful ? look_for_hole(l, run, holes, err) : r;
+}
+
 /* The run at off as far as one answer of each layer reaches. */
-static int step(struct img_chain *c, unsigned from, uint64_t off,
-                uint64_t len, unsigned flags, struct img_run *run,
+static int step(struct img_cursor *cursor, struct img_run *run,
                 unsigned *depth, struct img_error *err)
 {
+    struct img_chain *c = cursor->chain;
+    uint64_t place = UINT64_MAX, off = cursor->off, len = cursor->end - off;
+    unsigned flags = cursor->flags;
     bool flat = img_flat_tells(c->flat, flags);
-    uint64_t place = UINT64_MAX;
 
-    for (unsigned d = from; d < c->n; d++) {
+    for (unsigned d = cursor->from; d < c->n; d++) {
         int r;
 
         if (d == 1 && flat &&
@@ -78,14 +170,14 @@ static int step(struct img_chain *c, unsigned from, uint64_t off,
             /* What is data is for its layer to say more exactly. */
             if (!(flags & IMG_RUN_EXACT) || run->kind != IMG_RUN_DATA)
                 return 0;
-            return img_layer_ask(c->layers[*depth], off, run->len, flags,
-                                 run, err);
+            return ask_layer(c->layers[*depth], off, run->len, flags, run,
+                             cursor->holes, err);
         }
         /* Asking the layers now would put off for ever that flat learns. */
         if (d == 1 && flat && (flags & IMG_RUN_CACHED))
             return -EAGAIN;
         *depth = d;
-        r = img_layer_ask(c->layers[d], off, len, flags, run, err);
+        r = ask_layer(c->layers[d], off, len, flags, run, cursor->holes, err);
         if (r < 0)
             return r;
         if (run->kind != IMG_RUN_ABSENT) {
@@ -138,6 +230,7 @@ void img_cursor_init(struct img_cursor *c, struct img_chain *chain,
                      unsigned flags)
 {
     c->chain = chain;
+    c->holes = NULL;
     c->from = from;
     c->flags = flags;
     c->off = off;
@@ -155,16 +248,14 @@ int img_cursor_next(struct img_cursor *c, struct img_run *run,
         *depth = c->next_depth;
         c->ahead = false;
     } else {
-        r = step(c->chain, c->from, c->off, c->end - c->off, c->flags, run,
-                 depth, err);
+        r = step(c, run, depth, err);
         if (r < 0)
             return r;
     }
     c->off = run->off + run->len;
     while (c->off < c->end && run->kind != IMG_RUN_PACKED) {
         /* What is wrong further on is reported when its turn comes. */
-        r = step(c->chain, c->from, c->off, c->end - c->off, c->flags,
-                 &c->next, &c->next_depth, NULL);
+        r = step(c, &c->next, &c->next_depth, NULL);
         if (r < 0)
             break;
         if (!img_run_continues(run, *depth, &c->next, c->next_depth)) {

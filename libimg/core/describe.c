@@ -30,27 +30,44 @@ static void to_extent(const struct img_run *run, unsigned depth,
 
 /* Packed clusters have no place of their own in the answer, so that those
  * that follow each other are one extent. */
-static void join_packed(struct img_cursor *c, struct img_extent *e)
+static bool joins(const struct img_extent *e, const struct img_run *run,
+                  unsigned depth)
 {
-    while (c->off < c->end) {
-        struct img_run run;
-        unsigned depth;
+    return run->kind == IMG_RUN_PACKED && e->kind == IMG_COMPRESSED &&
+           depth == e->depth && run->file == e->file;
+}
 
-        if (img_cursor_next(c, &run, &depth, NULL) < 0 ||
-            run.kind != IMG_RUN_PACKED || depth != e->depth ||
-            run.file != e->file)
+/* What is wrong further on is reported when it is what is asked for. */
+static int list(struct img_cursor *c, struct img_extent *extents,
+                size_t room, size_t *n, struct img_error *err)
+{
+    struct img_run run;
+    unsigned depth;
+
+    *n = 0;
+    while (c->ahead || c->off < c->end) {
+        int r = img_cursor_next(c, &run, &depth, *n ? NULL : err);
+
+        if (r < 0)
+            return *n ? 0 : r;
+        if (*n && joins(&extents[*n - 1], &run, depth))
+            extents[*n - 1].len += run.len;
+        else if (*n == room)
             break;
-        e->len += run.len;
+        else
+            to_extent(&run, depth, &extents[(*n)++]);
+        if (*n == room && run.kind != IMG_RUN_PACKED)
+            break;
     }
+    return 0;
 }
 
 static int map(struct img_disk *d, uint64_t off, uint64_t len,
-               unsigned flags, struct img_extent *e, struct img_error *err)
+               unsigned flags, struct img_extent *extents, size_t room,
+               size_t *n, struct img_error *err)
 {
     struct img_chain view = *d->chain;
     struct img_cursor c;
-    struct img_run run;
-    unsigned depth;
     int r;
 
     if (!len || !img_inside(off, len, view.layers[0]->size))
@@ -64,29 +81,39 @@ static int map(struct img_disk *d, uint64_t off, uint64_t len,
                     (flags & IMG_MAP_EXACT ? IMG_RUN_EXACT : 0) |
                     (flags & IMG_MAP_NOW ? IMG_RUN_CACHED : 0) |
                     (flags & IMG_MAP_PLACES ? IMG_RUN_PLACES : 0));
-    r = img_cursor_next(&c, &run, &depth, err);
-    if (r < 0)
-        return r;
-    to_extent(&run, depth, e);
-    if (run.kind == IMG_RUN_PACKED)
-        join_packed(&c, e);
-    return 0;
+    if ((flags & IMG_MAP_EXACT) && room > 1) {
+        c.holes = calloc(1, sizeof *c.holes);   /* it goes without, too */
+    }
+    r = list(&c, extents, room, n, err);
+    free(c.holes);
+    return r;
 }
 
 /* No range is locked: formats answer each map call from one consistent state,
  * and what is said may be old by the time that it arrives. */
-int img_map(struct img_disk *d, uint64_t off, uint64_t len, unsigned flags,
-            struct img_extent *extent, struct img_error *err)
+int img_map_list(struct img_disk *d, uint64_t off, uint64_t len,
+                 unsigned flags, struct img_extent *extents, size_t room,
+                 size_t *n, struct img_error *err)
 {
     int r;
 
+    if (!room)
+        return img_fail(err, EINVAL, "%s: mapping into no extents", d->path);
     if (!(flags & IMG_MAP_NOW))
         img_read_lock(&d->structure);
     else if (!img_try_read_lock(&d->structure))
         return -EAGAIN;
-    r = map(d, off, len, flags, extent, err);
+    r = map(d, off, len, flags, extents, room, n, err);
     img_rw_unlock(&d->structure);
     return r;
+}
+
+int img_map(struct img_disk *d, uint64_t off, uint64_t len, unsigned flags,
+            struct img_extent *extent, struct img_error *err)
+{
+    size_t n;
+
+    return img_map_list(d, off, len, flags, extent, 1, &n, err);
 }
 
 /* ---- what it is -------------------------------------------------------- */

@@ -372,6 +372,7 @@ static int nbd_file_extent(struct img_file *f, uint64_t off, uint64_t len,
     }
     if (!s->facts.has_status)
         return -ENOTSUP;
+    len = IMG_MIN(len, s->facts.size - off);
     img_lock(&s->lock);
     if (s->known && now_ms() - s->known_ms < STALE_MS)
         found = look_up(s->known, off, len, is_data, length);

@@ -179,34 +179,17 @@ static bool may_have_holes(struct qcow2 *q)
     return q->has_holes;
 }
 
-static int ask_file(struct qcow2 *q, struct img_run *run,
-                    struct img_error *err)
-{
-    bool is_data;
-    int r = img_file_extent(q->file, run->host, run->len, &is_data,
-                            &run->len, err);
-
-    if (r == 0 && !is_data) {
-        run->kind = IMG_RUN_ZERO;
-        run->sparse = true;
-    }
-    return r;
-}
-
 int img_qcow2_map(struct img_layer *layer, uint64_t off, uint64_t len,
                   unsigned flags, struct img_run *run, struct img_error *err)
 {
     struct qcow2 *q = img_qcow2_of(layer);
-    bool ask = false;
     int r;
 
     img_lock(&q->lock);
     r = map(q, off, len, flags, run, err);
     if (r == 0 && (flags & IMG_RUN_EXACT) && !(flags & IMG_RUN_CACHED) &&
         run->kind == IMG_RUN_DATA)
-        ask = may_have_holes(q);
+        run->doubtful = may_have_holes(q);
     img_unlock(&q->lock);
-    if (ask)
-        r = ask_file(q, run, err);
     return img_qcow2_result(q, r);
 }
