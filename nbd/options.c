@@ -146,8 +146,8 @@ static int size(const char *option, const char *text, uint64_t *value,
                 struct img_error *err)
 {
     static const char units[] = "bkMGTPE";
+    const char *unit = units;
     char *end;
-    const char *unit = "b";
     unsigned long long v;
     unsigned shift;
 

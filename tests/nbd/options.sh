@@ -47,6 +47,12 @@ if command -v qemu-nbd >/dev/null; then
     done
 fi
 
+# And what they do.
+if command -v qemu-nbd >/dev/null && command -v nbdinfo >/dev/null; then
+    python3 "$srcdir/tests/nbd/options.py" "$tmp" >&2 || die "not as qemu-nbd"
+fi
+rm -f "$tmp/s" "$tmp/pid"
+
 refused() { # WORDS OPTIONS...
     words=$1
     shift

@@ -40,7 +40,7 @@ class Conn:
         self.s.sendall(struct.pack(">I", flags))
 
     def recv(self, n):
-        got = b""
+        got = bytearray()
         while len(got) < n:
             try:
                 more = self.s.recv(n - len(got))
@@ -49,7 +49,7 @@ class Conn:
             if not more:
                 raise Closed(got)
             got += more
-        return got
+        return bytes(got)
 
     def ends(self):
         """Nothing more comes but the end."""

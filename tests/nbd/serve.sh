@@ -112,6 +112,18 @@ qemu-io -f raw -c 'read -P 7 0 3M' -c 'write -P 1 0 64k' -c 'read -P 1 0 64k' \
 stop_server
 [ "$before" = "$(md5sum <"$tmp/top.qcow2")" ] || die "-s changed the image"
 
+# An offset without a unit is in bytes.
+for o in 512 0x200 512b 1048576 1M 1024k; do
+    case $o in 512* | 0x*) bytes=512 ;; *) bytes=1048576 ;; esac
+    serve -r -o $o -f raw "$tmp/top.raw"
+    uri="nbd+unix:///?socket=$sock"
+    [ "$(nbdinfo --size "$uri")" = $((67108864 - bytes)) ] || die "-o $o: size"
+    nbdcopy "$uri" "$tmp/part.raw"
+    cmp -i 0:$bytes -n 16777216 "$tmp/part.raw" "$tmp/top.raw" ||
+        die "-o $o: other bytes"
+    stop_server
+done
+
 # A raw disk whose format was guessed cannot become a qcow2.
 truncate -s 1M "$tmp/guess.raw"
 serve "$tmp/guess.raw" 2>/dev/null
