@@ -228,8 +228,8 @@ static int repair_refs(struct qcow2_checking *c, bool counted,
     c->result->leaks_fixed += c->result->leaks;
     c->result->leaks = 0;
     if (all) {
-        c->result->errors_fixed += c->result->errors;
-        c->result->errors = 0;
+        c->result->errors_fixed += c->result->errors - c->overlaps;
+        c->result->errors = c->overlaps;
     }
     return 0;
 }

@@ -37,6 +37,7 @@ struct qcow2_checking {
     bool no_block;              /* used clusters have no refcount block */
     bool mended_to_one;         /* COPIED flags have to follow */
     uint64_t lost;              /* guest bytes given up */
+    uint64_t overlaps;          /* errors that no repair mends */
 
     /* check_count.c: */
     struct img_mutex lock;
@@ -64,10 +65,17 @@ static inline bool img_qcow2_is_first(const struct qcow2_checking *c)
     return c->from == 0 && !c->quiet;
 }
 
-/* A reference to each of n clusters, or those in the window.  c->gate is held
- * for reading, and may have been given up meanwhile. */
+/* A reference to each of n clusters, or those in the window; table: an L2
+ * table, which is nothing else.  c->gate is held for reading, and may have
+ * been given up meanwhile. */
 int img_qcow2_count(struct qcow2_checking *c, uint64_t first, uint64_t n,
-                    struct img_error *err);
+                    bool table, struct img_error *err);
+/* For findings about this cluster while references are counted: they are
+ * forgotten when the window's end is given up before it, for the next window
+ * has it. */
+uint64_t *img_qcow2_errors_at(struct qcow2_checking *c, uint64_t cluster);
+/* All is counted: adds those up. */
+void img_qcow2_count_end(struct qcow2_checking *c);
 /* Is the stored refcount 1?  Not known outside of the window.  Gate as
  * above. */
 int img_qcow2_is_single(struct qcow2_checking *c, uint64_t cluster,

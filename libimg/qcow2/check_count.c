@@ -31,7 +31,9 @@ enum {
 struct qcow2_page {
     uint64_t once[PAGE / 64];   /* bit: has a reference */
     uint64_t single[PAGE / 64]; /* bit: the stored refcount is 1 */
+    uint64_t tables[PAGE / 64]; /* bit: is an L2 table */
     uint32_t *more;             /* references beyond the first */
+    uint64_t errors, overlaps;  /* that were found of its clusters */
 };
 
 /* ---- pages ------------------------------------------------------------- */
@@ -302,11 +304,36 @@ static int count_more(struct qcow2_checking *c, struct qcow2_page *p,
     return r;
 }
 
+/* Tables are marked before they are counted: whoever comes second sees both
+ * marks, and only he reports. */
+static uint64_t mark(struct qcow2_page *p, uint64_t w, uint64_t mask,
+                     bool table, uint64_t *again)
+{
+    uint64_t tables = table
+        ? __atomic_fetch_or(&p->tables[w], mask, __ATOMIC_SEQ_CST) : 0;
+
+    *again = mask & __atomic_fetch_or(&p->once[w], mask, __ATOMIC_SEQ_CST);
+    if (table)
+        return *again & ~tables;
+    return *again ? *again & __atomic_load_n(&p->tables[w], __ATOMIC_SEQ_CST)
+                  : 0;
+}
+
+static void overlap(struct qcow2_checking *c, struct qcow2_page *p,
+                    uint64_t first, uint64_t bits)
+{
+    for (; bits; bits &= bits - 1)
+        img_qcow2_finding(c, &p->overlaps, "ERROR: cluster %llu is an L2 "
+                          "table and something else",
+                          (unsigned long long)(first +
+                                               (unsigned)__builtin_ctzll(bits)));
+}
+
 /* n clusters from first on, all of one word. */
 static int count_word(struct qcow2_checking *c, uint64_t first, uint64_t n,
-                      struct img_error *err)
+                      bool table, struct img_error *err)
 {
-    uint64_t at = first & (PAGE - 1), again;
+    uint64_t at = first & (PAGE - 1), again, both;
     uint64_t mask = (n == 64 ? UINT64_MAX : (UINT64_C(1) << n) - 1)
                     << at % 64;
     struct qcow2_page *p = NULL;
@@ -321,8 +348,8 @@ static int count_word(struct qcow2_checking *c, uint64_t first, uint64_t n,
     }
     if (r < 0)
         return r;
-    again = __atomic_fetch_or(&p->once[at / 64], mask, __ATOMIC_RELAXED);
-    again &= mask;
+    both = mark(p, at / 64, mask, table, &again);
+    overlap(c, p, img_round_down(first, 64), both);
     while (again && (r = count_more(c, p, at / 64, again, err)) == -EAGAIN) {
         r = make_room(c, err);
         if (r < 0 || first >= c->to)
@@ -332,7 +359,7 @@ static int count_word(struct qcow2_checking *c, uint64_t first, uint64_t n,
 }
 
 int img_qcow2_count(struct qcow2_checking *c, uint64_t first, uint64_t n,
-                    struct img_error *err)
+                    bool table, struct img_error *err)
 {
     uint64_t end = first + n;
     int r = 0;
@@ -342,12 +369,33 @@ int img_qcow2_count(struct qcow2_checking *c, uint64_t first, uint64_t n,
         uint64_t part = IMG_MIN(64 - first % 64, end - first);
 
         part = IMG_MIN(part, c->to - first);
-        r = count_word(c, first, part, err);
+        r = count_word(c, first, part, table, err);
         first += part;
     }
     if (r == 0 && end > first && end > c->to)
         note_beyond(c, IMG_MAX(first, c->to));
     return r;
+}
+
+uint64_t *img_qcow2_errors_at(struct qcow2_checking *c, uint64_t cluster)
+{
+    struct qcow2_page *p = cluster >= c->from && cluster < c->to
+                           ? page_at(c, slot_of(c, cluster)) : NULL;
+
+    return p ? &p->errors : &c->result->errors;
+}
+
+void img_qcow2_count_end(struct qcow2_checking *c)
+{
+    for (uint64_t i = 0; c->pages && i < c->n_slots; i++) {
+        struct qcow2_page *p = c->pages[i];
+
+        if (!p)
+            continue;
+        c->result->errors += p->errors + p->overlaps;
+        c->overlaps += p->overlaps;
+        p->errors = p->overlaps = 0;
+    }
 }
 
 uint64_t img_qcow2_counted(const struct qcow2_checking *c, uint64_t cluster)

@@ -51,7 +51,7 @@ struct worker {                 /* one thread, with one chunk */
 /* Adds references to [off, off + len).  The last cluster may be there only in
  * part; that a whole one is missing is an error. */
 static int count(struct qcow2_checking *c, uint64_t off, uint64_t len,
-                 struct img_error *err)
+                 bool table, struct img_error *err)
 {
     uint64_t first = off >> c->q->cluster_bits;
     uint64_t last = (off + len - 1) >> c->q->cluster_bits;
@@ -67,7 +67,8 @@ static int count(struct qcow2_checking *c, uint64_t off, uint64_t len,
     }
     if (c->fixing_entries)
         return 0;
-    return img_qcow2_count(c, first, IMG_MIN(last + 1, c->n) - first, err);
+    return img_qcow2_count(c, first, IMG_MIN(last + 1, c->n) - first, table,
+                           err);
 }
 
 static int count_alone(struct qcow2_checking *c, uint64_t off, uint64_t len,
@@ -76,7 +77,7 @@ static int count_alone(struct qcow2_checking *c, uint64_t off, uint64_t len,
     int r;
 
     img_read_lock(&c->gate);
-    r = count(c, off, len, err);
+    r = count(c, off, len, false, err);
     img_rw_unlock(&c->gate);
     return r;
 }
@@ -85,8 +86,9 @@ static int count_alone(struct qcow2_checking *c, uint64_t off, uint64_t len,
 
 static void wrong_flag(struct qcow2_checking *c, uint64_t raw, bool copied)
 {
-    img_qcow2_finding(c, &c->result->errors, "ERROR OFLAG_COPIED data "
-                      "cluster: l2_entry=%llx: its refcount is %s1",
+    img_qcow2_finding(c, img_qcow2_errors_at(c, (raw & QCOW2_OFFSET_MASK) >>
+                                                c->q->cluster_bits),
+                      "ERROR OFLAG_COPIED data cluster: l2_entry=%llx: its refcount is %s1",
                       (unsigned long long)raw, copied ? "not " : "");
 }
 
@@ -141,7 +143,7 @@ static int end_row(struct worker *w, struct img_error *err)
     int r = 0;
 
     if (w->n)
-        r = img_qcow2_count(w->c, w->first, w->n, err);
+        r = img_qcow2_count(w->c, w->first, w->n, false, err);
     if (r == 0 && w->n && w->w->active)
         compare_row(w);
     w->n = 0;
@@ -201,7 +203,7 @@ static int count_packed(struct worker *w, const struct qcow2_entry *e,
     w->allocated++;
     /* Compressed data are read one by one: all count as fragments. */
     w->fragmented++;
-    return count(c, e->host, e->packed_len, err);
+    return count(c, e->host, e->packed_len, false, err);
 }
 
 static int count_plain(struct worker *w, const struct qcow2_entry *e,
@@ -217,7 +219,7 @@ static int count_plain(struct worker *w, const struct qcow2_entry *e,
         return 0;
     note_place(w, e->host);
     if (!c->q->data)
-        r = count(c, e->host, c->q->cluster_size, err);
+        r = count(c, e->host, c->q->cluster_size, false, err);
     return r;
 }
 
@@ -352,8 +354,9 @@ static int compare_l1_flag(struct qcow2_checking *c, uint64_t entry,
                                 &single, err);
 
     if (r == 0 && known && single != copied)
-        img_qcow2_finding(c, &c->result->errors, "ERROR OFLAG_COPIED L2 "
-                          "cluster: l1_index=%llu l1_entry=%llx: its "
+        img_qcow2_finding(c, img_qcow2_errors_at(c, off >>
+                                                    c->q->cluster_bits),
+                          "ERROR OFLAG_COPIED L2 cluster: l1_index=%llu l1_entry=%llx: its "
                           "refcount is %s1", (unsigned long long)i,
                           (unsigned long long)entry, copied ? "not " : "");
     return r;
@@ -372,7 +375,7 @@ static int walk_l1_entry(struct worker *w, uint64_t i, struct img_error *err)
                    (unsigned long long)i, (unsigned long long)entry);
     if (!is_bad_table(c, off)) {
         img_read_lock(&c->gate);
-        r = count(c, off, c->q->cluster_size, err);
+        r = count(c, off, c->q->cluster_size, true, err);
         if (r == 0 && w->w->active && !c->fixing_entries)
             r = compare_l1_flag(c, entry, i, err);
         if (r == 0)
@@ -563,6 +566,39 @@ static int count_visited(void *opaque, uint64_t off, uint64_t len)
     return count_alone(c, off, len, v->err);
 }
 
+/* What is never shared: a second reference means that it is two things. */
+static void alone(struct qcow2_checking *c, uint64_t off, uint64_t len,
+                  const char *what)
+{
+    uint64_t first = off >> c->q->cluster_bits;
+    uint64_t end = img_div_up(off + len, c->q->cluster_size);
+
+    for (uint64_t i = first; len && i < end && !c->quiet; i++)
+        if (img_qcow2_counted(c, i) > 1) {
+            c->overlaps++;
+            img_qcow2_finding(c, &c->result->errors, "ERROR: cluster %llu is "
+                              "of %s and something else",
+                              (unsigned long long)i, what);
+        }
+}
+
+static void look_for_overlaps(struct qcow2_checking *c)
+{
+    const struct qcow2 *q = c->q;
+    uint64_t bytes = 0;
+
+    alone(c, 0, q->cluster_size, "the header");
+    alone(c, q->h.l1_offset, (uint64_t)q->h.l1_size * 8, "the L1 table");
+    for (uint32_t i = 0; i < q->n_snapshots; i++) {
+        const struct qcow2_snapshot *s = &q->snapshots[i];
+
+        bytes += snapshot_bytes(s);
+        alone(c, s->l1_offset, (uint64_t)s->l1_size * 8,
+              "a snapshot's L1 table");
+    }
+    alone(c, q->h.snapshots_offset, bytes, "the snapshot table");
+}
+
 int img_qcow2_check_walk(struct qcow2_checking *c, struct img_error *err)
 {
     struct qcow2 *q = c->q;
@@ -579,6 +615,10 @@ int img_qcow2_check_walk(struct qcow2_checking *c, struct img_error *err)
         r = img_qcow2_bitmaps_visit(q, count_visited, &v, err);
     if (r == 0 && !c->skip_refs && !c->fixing_entries)
         r = walk_reftable(c, err);
+    if (r == 0 && !c->fixing_entries) {
+        img_qcow2_count_end(c);
+        look_for_overlaps(c);
+    }
     return r;
 }
 

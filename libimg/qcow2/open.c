@@ -344,6 +344,7 @@ static int allow_writing(struct qcow2 *q, struct img_error *err)
     uint64_t unknown = q->h.autoclear & ~QCOW2_AUTOCLEAR_KNOWN;
     struct img_check_options repair = IMG_CHECK_OPTIONS;
     struct img_check_result result;
+    int r;
 
     if (!q->layer->writable || q->layer->repair)
         return 0;
@@ -355,7 +356,12 @@ static int allow_writing(struct qcow2 *q, struct img_error *err)
         /* The refcounts are not up to date; the tables are. */
         repair.repair = IMG_REPAIR_ALL;
         memset(&result, 0, sizeof result);
-        return img_qcow2_check(q->layer, &repair, NULL, &result, err);
+        r = img_qcow2_check(q->layer, &repair, NULL, &result, err);
+        if (r == 0 && result.errors)
+            r = img_fail(err, IMG_ECORRUPT, "%s: was not closed cleanly and "
+                         "has %llu errors that cannot be repaired",
+                         q->layer->path, (unsigned long long)result.errors);
+        return r;
     }
     if (!unknown)
         return 0;
