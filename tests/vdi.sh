@@ -126,6 +126,26 @@ says "parent uuid: 01234567-89ab-cdef-0123-456789abcdef"
 quiet vimg info --backing-chain d.vdi
 says "backing file: b.vdi"
 says "parent uuid: 01234567-89ab-cdef-0123-456789abcdef"
+# The UUIDs in JSON, and set by amend; every one can be given.
+quiet vimg amend -f vdi -o uuid=76543210-89ab-cdef-0123-456789abcdef d.vdi
+quiet vimg info --output=json -f vdi d.vdi
+python3 - <<'P' || die "info --output=json: $(cat log)"
+import json
+d = json.load(open('log'))['format-specific']['data']
+assert d['uuid'] == '76543210-89ab-cdef-0123-456789abcdef'
+assert d['parent-uuid'] == '01234567-89ab-cdef-0123-456789abcdef'
+assert len(d['modification-uuid']) == 36
+P
+# What measure says is enough, and not much more.
+for o in "vdi" "vdi -o static=on" "vdi -o block_size=64k" "vmdk" "qcow"; do
+	rm -f z
+	quiet vimg measure -f raw -O $o src.raw
+	need=$(sed -n 's/^required size: //p' log)
+	quiet vimg convert -f raw -O $o src.raw z
+	has=$(stat -c %s z)
+	[ "$has" -le "$need" ] && [ "$need" -le $((has + 200000)) ] ||
+		die "measure -O $o: $need, but $has"
+done
 mv b.vdi b.img
 fails vimg convert -O raw d.vdi z
 says 01234567-89ab-cdef-0123-456789abcdef

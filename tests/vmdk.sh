@@ -208,6 +208,14 @@ if [ "$(id -u)" = 0 ] && dev=$(losetup -f --show dev.img 2>log); then
 	quiet vimg resize --shrink -f vmdk "$dev" "$(stat -c %s io.raw)"
 	same "$dev" io.raw
 	clean "$dev"
+	# A device as an extent, by a name in the folder.
+	ln -s "$dev" dev-flat.vmdk
+	printf '# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=ffffffff\ncreateType="monolithicFlat"\nRW 8 FLAT "dev-flat.vmdk" 0\n' >dev.vmdk
+	fails vimg convert --no-sandbox -f vmdk -O raw dev.vmdk out.raw
+	grep -q 'is a device' log || die "a device as an extent: $(cat log)"
+	quiet vimg convert -O raw --image-opts driver=vmdk,file.filename=dev.vmdk,free-names=on out.raw
+	cmp -n 4096 out.raw "$dev" || die "a device as an extent"
+	rm dev.vmdk dev-flat.vmdk out.raw
 	fails vimg convert -f raw -O vmdk -o subformat=streamOptimized src.raw "$dev"
 	grep -q 'cannot be written to a device' log || die "a stream on a device"
 	cleanup
@@ -224,6 +232,11 @@ t = t.replace(b'version=1\n', b'version=1\nencoding="GBK"\nodd=\xff\xfe\n')
 t += b'ddb.longContentID = "d3e5471e615a8f7ad75b6f551c110279"\n# \xe9nd\n'
 open('k.vmdk', 'wb').write(t)
 P
+quiet vimg amend -f vmdk -o uuid=428fbafb-8694-4ee2-9ce8-333d77f90140 k.vmdk
+grep -aq 'ddb.uuid = "42 8f ba fb 86 94 4e e2-9c e8 33 3d 77 f9 01 40"' k.vmdk ||
+	die "amend -o uuid="
+quiet vimg info -f vmdk k.vmdk
+grep -q 'uuid: 42 8f ba fb' log || die "uuid: $(cat log)"
 cp k.vmdk k.before
 quiet vimg amend -f vmdk -o adapter_type=lsilogic,ddb=comment=hello k.vmdk
 grep -a -v -e adapterType -e comment k.vmdk | cmp - <(grep -a -v adapterType k.before) ||

@@ -261,12 +261,15 @@ int img_vmdk_rebuild(struct img_layer *layer, struct vmdk_extent *x,
         .end = img_round_up(s->file_len, VMDK_SECTOR),
         .stream = s->h.footer || s->h.gd_off == VMDK_GD_AT_END,
     };
+    uint64_t sectors = b.end / VMDK_SECTOR, front = 1;
     int r;
 
     /* Not over what is before the first grain. */
-    if (s->h.overhead < b.end / VMDK_SECTOR)
-        b.end = IMG_MAX(IMG_MAX(s->h.overhead, UINT64_C(1)),
-                        s->h.text_off + s->h.text_len) * VMDK_SECTOR;
+    if (s->h.overhead < sectors)
+        front = IMG_MAX(front, s->h.overhead);
+    if (img_inside(s->h.text_off, s->h.text_len, sectors))
+        front = IMG_MAX(front, s->h.text_off + s->h.text_len);
+    b.end = front * VMDK_SECTOR;
     if (b.n * 4 > VMDK_DIRECTORY_MAX)
         return img_fail(err, EFBIG, "%s: too large to be rebuilt in memory",
                         s->file->path);
