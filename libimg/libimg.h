@@ -85,6 +85,8 @@ typedef int img_resolve_fn(void *opaque, const char *referrer,
  * format, a base changed since the overlay was made.  One line. */
 typedef void img_warn_fn(void *opaque, const char *message);
 
+enum { IMG_CHAIN_MAX = 1024 };  /* layers; longer chains are not opened */
+
 enum {
     IMG_OPEN_WRITE = 1,         /* default is read-only */
     IMG_OPEN_PROBE = 2,         /* find the format out; never for guest data.

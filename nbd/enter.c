@@ -90,6 +90,8 @@ void nbd_enter(const struct nbd_options *o)
     confine_path("/etc/services", SANDBOX_READ);
     confine_path("/etc/nsswitch.conf", SANDBOX_READ);
     confine_enter();
+    if (confine_short_of())
+        fprintf(stderr, "vimg-nbd: warning: %s\n", confine_short_of());
     if (o->verbose)
         fprintf(stderr, "vimg-nbd: confined: %s\n", confine_state());
 }

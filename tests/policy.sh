@@ -113,6 +113,24 @@ else
     echo "no sandbox here: $(cat err)" >&2
 fi
 
+# A chain as long as the library takes it, and one that is longer.
+qemu-img create -q -f qcow2 -o cluster_size=512 deep0000 1M
+qemu-io -f qcow2 -c 'write -P 9 0 512' deep0000 >/dev/null
+qemu-img create -q -u -f qcow2 -o cluster_size=512 -b deep0000 -F qcow2 \
+    overlay 1M
+python3 - <<'EOF'
+image = open('overlay', 'rb').read()
+for n in range(1, 1025):
+    open('deep%04d' % n, 'wb').write(image.replace(b'deep0000',
+                                                   b'deep%04d' % (n - 1)))
+EOF
+ulimit -n 4096 2>/dev/null || ulimit -n "$(ulimit -H -n)"
+if [ "$(ulimit -n)" -gt 1100 ]; then
+    allowed io -r -f qcow2 -c 'read -P 9 0 512' deep1023
+    because='longer than 1024' refused map -f qcow2 deep1024
+fi
+rm deep* overlay
+
 # The server has the same option.
 for how in none same-dir; do
     vimg-nbd --allow-files=$how -r -k "$tmp/s" a/far.qcow2 2>err &&

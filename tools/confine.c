@@ -13,10 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum {
-    MAX_NAMES = 4096,           /* from one scout */
-    MAX_DEPTH = 256
-};
+enum { MAX_NAMES = 4 * IMG_CHAIN_MAX };     /* from one scout */
 
 struct image {
     char *path, *format, *backing, *backing_format, *allow_dir;
@@ -31,6 +28,7 @@ static struct {
     size_t n_images;
     unsigned flags;
     const char *off;
+    char short_of[320];
     bool failed, entered;
     struct sandbox_state state;
 } c;
@@ -248,7 +246,8 @@ static void scout_image(FILE *to, const struct image *image)
                  (image->opts.flags & IMG_OPEN_FREE_NAMES);
     if (image->opts.flags & IMG_OPEN_NO_BACKING)
         opts.flags |= image->opts.flags & IMG_OPEN_DESCRIBE;
-    for (unsigned depth = 0; path && depth < MAX_DEPTH; depth++) {
+    /* One layer too many is told, so that the library can say what is wrong. */
+    for (unsigned depth = 0; path && depth <= IMG_CHAIN_MAX; depth++) {
         char *below, *below_format = NULL;
 
         if (depth)
@@ -358,10 +357,18 @@ static void take_names(const struct image *image, FILE *from)
 {
     char *line = NULL;
     size_t room = 0;
+    int n = 0;
 
-    for (int i = 0; i < MAX_NAMES && getdelim(&line, &room, 0, from) > 1;
-         i++) {
+    while (getdelim(&line, &room, 0, from) > 1) {
         unsigned rights = SANDBOX_READ;
+
+        if (n++ == MAX_NAMES) {
+            snprintf(c.short_of, sizeof c.short_of, "%.160s: of the files that "
+                     "it and those below it name, only %d can be opened in "
+                     "the sandbox; --no-sandbox does without one",
+                     image->path, MAX_NAMES);
+            break;
+        }
 
         if (line[0] == 'f') {
             confine_path(line + 1, SANDBOX_READ | SANDBOX_LIST);
@@ -471,6 +478,11 @@ void confine_enter(void)
 bool confine_held(void)
 {
     return c.state.landlock && c.state.seccomp;
+}
+
+const char *confine_short_of(void)
+{
+    return *c.short_of ? c.short_of : NULL;
 }
 
 const char *confine_state(void)

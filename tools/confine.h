@@ -44,6 +44,8 @@ void confine_sockets(unsigned flags);       /* SANDBOX_SOCKETS ... */
 void confine_enter(void);
 
 bool confine_held(void);        /* wholly */
+/* What was left out that the command may need, in words; NULL = nothing. */
+const char *confine_short_of(void);
 /* "yes (Landlock 7, seccomp)", "no (--no-sandbox)" ... */
 const char *confine_state(void);
 

@@ -272,6 +272,8 @@ void open_enter(void)
     if (open_confine.no_sandbox)
         confine_off("--no-sandbox");
     confine_enter();
+    if (confine_short_of())
+        warn_line(NULL, confine_short_of());
 }
 
 /* ---- opening ----------------------------------------------------------- */

@@ -4,7 +4,6 @@
 #include "format.h"
 
 enum {
-    IMG_CHAIN_MAX = 1024,       /* layers */
     IMG_PROBE_BYTES = 64 * 1024 /* that guessing a format looks at */
 };
 
