@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """make lint: clang-tidy, cppcheck and gcc -fanalyzer over all that is shipped.
 
-A finding that tests/lint-explained does not explain fails it, and so does an
-explanation of what is not found any more.  Each tool must also find its
+A finding that tests/lint-explained does not explain fails it; an explanation
+of what is not found any more is named, to be taken out.  Each tool must also find its
 defect in tests/lint-planted.c, so that a tool that does not run is noticed.
 The explanations are for Debian 12's tools: clang-tidy 14, cppcheck 2.10 and
 gcc 12.
@@ -130,8 +130,6 @@ def main():
              ("libimg", "libimg/*", "tools", "nbd")), []))
     jobs = [(tool, path) for path in [PLANTED] + paths for tool in TOOLS]
     known = explained()
-    if sys.argv[1:]:
-        known = {k: v for k, v in known.items() if k[0] in paths}
     found = {tool: {} for tool in TOOLS}
     failed = collections.Counter()
     with concurrent.futures.ThreadPoolExecutor(JOBS) as pool:
@@ -140,7 +138,7 @@ def main():
             if broken:
                 failed[tool] += 1
                 print(tool + " did not work:\n" + broken)
-    left = set(known)
+    left = {key for key in known if key[0] in paths}
     for tool in TOOLS:
         planted = {k: v for k, v in found[tool].items() if k[0] == PLANTED}
         if not planted:
@@ -155,12 +153,12 @@ def main():
             "FAIL" if failed[tool] else "PASS", tool, len(paths),
             len(set(found[tool]) & set(known))))
     for key in left:
-        print("FAIL: explained but not found any more: %s %s [%s]" % key)
-    fails = sum(1 for tool in TOOLS if failed[tool]) + len(left)
+        print("note: explained but not found any more: %s %s [%s]" % key)
+    fails = sum(1 for tool in TOOLS if failed[tool])
     print("lint: %d files, %d findings explained, %d s" % (
-        len(paths), len(known) - len(left), time.time() - began))
-    print("# PASS: %d\n# FAIL: %d" % (
-        len(TOOLS) - sum(1 for tool in TOOLS if failed[tool]), fails))
+        len(paths), sum(len(set(found[tool]) & set(known)) for tool in TOOLS),
+        time.time() - began))
+    print("# PASS: %d\n# FAIL: %d" % (len(TOOLS) - fails, fails))
     return 1 if fails else 0
 
 

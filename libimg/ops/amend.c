@@ -60,8 +60,9 @@ static int amend_backing(struct img_disk *d, const char *const *settings,
         return 0;
     if (!name) {
         img_read_lock(&d->structure);
-        name = same = l->backing ? strdup(l->backing) : NULL;
+        same = l->backing ? strdup(l->backing) : NULL;
         img_rw_unlock(&d->structure);
+        name = same;
     }
     if (!name)
         return img_fail(err, EINVAL, "%s: has no backing file whose format "

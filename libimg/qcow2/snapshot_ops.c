@@ -419,7 +419,7 @@ static int snapshot(struct img_layer *layer, enum verb verb,
                         q->layer->path, name);
     if (verb == APPLY && s->has_size)
         then = s->disk_size;
-    if (img_qcow2_l1_needed(q, then) > QCOW2_MAX_L1_BYTES / 8)
+    if (s && img_qcow2_l1_needed(q, then) > QCOW2_MAX_L1_BYTES / 8)
         return img_fail(err, IMG_ECORRUPT, "%s: snapshot '%s': its disk of "
                         "%llu bytes is too large", q->layer->path, s->name,
                         (unsigned long long)then);
