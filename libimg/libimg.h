@@ -376,7 +376,6 @@ struct img_bitmap_info {
     bool enabled;               /* "auto": records writes */
     bool inconsistent;          /* "in-use": not saved after the last use */
     bool persistent;
-    uint64_t dirty_bytes;
 };
 
 /* Is the file at backing_path as the image notes it, by its length and time

@@ -198,22 +198,10 @@ static bool describe_one(const struct qcow2_bitmap *b, struct img_value *list)
                           UINT64_C(1) << b->granularity_bits);
 }
 
-static uint64_t dirty_bytes(const struct qcow2 *q,
-                            const struct qcow2_bitmap *b)
-{
-    uint64_t unit = UINT64_C(1) << b->granularity_bits, sum = 0;
-
-    for (uint64_t i = 0; i < b->n_bits; i++)
-        if (b->bits[i / 8] >> i % 8 & 1)
-            sum += IMG_MIN(unit, q->h.size - i * unit);
-    return sum;
-}
-
-static int add_info(struct qcow2 *q, struct qcow2_bitmap *b,
-                    struct img_info *info, struct img_error *err)
+static int add_info(const struct qcow2_bitmap *b, struct img_info *info,
+                    struct img_error *err)
 {
     struct img_bitmap_info *to = img_info_add_bitmap(info);
-    int r = 0;
 
     if (!to)
         return img_fail_nomem(err);
@@ -221,13 +209,7 @@ static int add_info(struct qcow2 *q, struct qcow2_bitmap *b,
     to->enabled = b->flags & BITMAP_AUTO;
     to->inconsistent = b->broken;
     to->persistent = true;
-    img_lock(&q->bitmaps->lock);
-    if (!b->broken)
-        r = img_qcow2_bitmap_load_bits(q, b, err);
-    if (r == 0 && b->bits)
-        to->dirty_bytes = dirty_bytes(q, b);
-    img_unlock(&q->bitmaps->lock);
-    return r == 0 ? img_info_text(&to->name, b->name, err) : r;
+    return img_info_text(&to->name, b->name, err);
 }
 
 int img_qcow2_bitmaps_describe(struct qcow2 *q, struct img_info *info,
@@ -244,7 +226,7 @@ int img_qcow2_bitmaps_describe(struct qcow2 *q, struct img_info *info,
     for (uint32_t i = 0; i < q->bitmaps->n && r == 0; i++) {
         if (!describe_one(&q->bitmaps->list[i], list))
             return img_fail_nomem(err);
-        r = add_info(q, &q->bitmaps->list[i], info, err);
+        r = add_info(&q->bitmaps->list[i], info, err);
     }
     return r;
 }

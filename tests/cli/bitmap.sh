@@ -39,4 +39,11 @@ vimg resize -q "$tmp/v/huge.qcow2" 400T 2>"$tmp/out" &&
 grep -q "b1.*too many" "$tmp/out" || die "$(cat "$tmp/out")"
 json info --output=json huge.qcow2
 
+# One whose bits lie behind the end of the file: described all the same.
+tail -c +362 "$srcdir/fuzz/corpus/ops/bitmap-cluster-behind-the-end" \
+    >"$tmp/behind.qcow2"
+prepare cp ../behind.qcow2 .
+json info --output=json behind.qcow2
+code check behind.qcow2
+
 finish
