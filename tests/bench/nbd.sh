@@ -3,7 +3,8 @@
 #                [ROWS=raw qcow2 chain]
 #
 # Requests per second and server CPU per request of vimg-nbd, in turn with
-# qemu-nbd and, for raw, nbdkit file; medians of RUNS rounds.  All data is in
+# qemu-nbd and, for raw, nbdkit file, and with the least that can answer at
+# all, as the limit; medians of RUNS rounds.  All data is in
 # the page cache and is looked at: every 8 bytes hold their own offset.
 . ./tests/functions.sh
 need qemu-nbd qemu-img nbdkit
@@ -13,7 +14,9 @@ rows=${ROWS:-raw qcow2 chain}
 dir=$(mktemp -d "${DIR:-/dev/shm}/nbd-bench.XXXXXX")
 cleanup() {
     for p in "$dir"/*.pid; do
-        [ ! -s "$p" ] || kill "$(cat "$p")" 2>/dev/null
+        [ -s "$p" ] && read -r pid <"$p" || continue
+        ! tr '\0' '\n' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF "$dir/" ||
+            kill "$pid"
     done
     rm -rf "$dir"
 }
@@ -27,6 +30,12 @@ start() { # SERVER FORMAT [OPTION]
     qemu) qemu-nbd -f "$2" -t -e 8 -k "$dir/$1.sock" --fork \
         --pid-file "$dir/$1.pid" $3 "$img" ;;
     nbdkit) nbdkit -U "$dir/$1.sock" -P "$dir/$1.pid" file "$img" ;;
+    limit)
+        "$builddir/tests/bench/nbdceiling" "$dir/$1.sock" "$img" &
+        echo $! >"$dir/$1.pid"
+        while [ ! -S "$dir/$1.sock" ]; do
+            kill -0 $! || die "nbdceiling"
+        done ;;
     esac
 }
 stop() { kill "$(cat "$dir/$1.pid")"; rm -f "$dir/$1.sock" "$dir/$1.pid"; }
@@ -38,6 +47,7 @@ start vimg raw
 stop vimg
 cp "$dir/vimg.raw" "$dir/qemu.raw"
 cp "$dir/vimg.raw" "$dir/nbdkit.raw"
+cp "$dir/vimg.raw" "$dir/limit.raw"
 qemu-img convert -f raw -O qcow2 "$dir/vimg.raw" "$dir/vimg.qcow2"
 cp "$dir/vimg.qcow2" "$dir/qemu.qcow2"
 
@@ -84,7 +94,7 @@ printf '%-36s %-8s %10s %10s %7s %7s\n' row server requests/s us/request \
 for format in $rows; do
     last=vimg
     case $format in
-    raw) servers="qemu nbdkit vimg" ;;
+    raw) servers="qemu nbdkit limit vimg" ;;
     qcow2) servers="qemu vimg" ;;
     chain)
         servers="qemu two vimg"
@@ -104,12 +114,17 @@ for format in $rows; do
         measure "$format $row" $options
     done <<EOT
 read-4k-depth-1 -m randread
+read-4k-depth-1-4-connections -m randread -n 4
 read-4k-depth-32 -m randread -d 32
 read-4k-depth-32-4-connections -m randread -d 32 -n 4
+write-4k-depth-1 -m randwrite
+write-4k-depth-1-4-connections -m randwrite -n 4
 write-4k-depth-32 -m randwrite -d 32
+write-4k-depth-32-4-connections -m randwrite -d 32 -n 4
 read-1M -m read -s 1048576 -d 4
 read-1M-4-connections -m read -s 1048576 -d 4 -n 4
 write-1M -m write -s 1048576 -d 4
+write-1M-4-connections -m write -s 1048576 -d 4 -n 4
 EOT
     for s in $servers; do stop "$s"; done
     sleep 1
