@@ -180,13 +180,13 @@ for g in 0 1 300 777 1023; do
     head -c 1M /dev/urandom | dd of=big.raw bs=1M seek=$((g * 1024 + 5)) conv=notrunc status=none
 done
 python3 - "$builddir/vimg" <<'EOF' || die 'the memory it takes'
-import os, resource, subprocess, sys
-if "asan" not in open(sys.argv[1].replace("/vimg", "/config.log")).read():
-    p = subprocess.Popen([sys.argv[1], "convert", "-f", "raw", "-O", "qcow2",
-                          "big.raw", "-"], stdout=open("out", "wb"))
-    p.wait()
-    used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    print(used, "KiB")
-    sys.exit(p.returncode or used > 64 << 10)
+import resource, subprocess, sys
+sanitized = "enable-asan" in open(sys.argv[1][:-4] + "config.log").read()
+p = subprocess.Popen([sys.argv[1], "convert", "-f", "raw", "-O", "qcow2",
+                      "big.raw", "-"], stdout=open("out", "wb"))
+p.wait()
+used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+print(used, "KiB")
+sys.exit(p.returncode or (not sanitized and used > 64 << 10))
 EOF
-[ ! -s out ] || good '1 TiB' raw big.raw
+good '1 TiB' raw big.raw
