@@ -317,6 +317,8 @@ static int prepare(struct qcow2_checking *c, struct img_error *err)
     c->memory_max = c->opts->memory ? c->opts->memory : MEMORY;
     if (r == 0)
         r = img_qcow2_need_reftable(q, err);
+    if (r == 0 && q->data && q->layer->files[q->data])
+        r = img_qcow2_measure_data(q, err);
     if (r < 0)
         return r;
     c->n = img_div_up(size, q->cluster_size);

@@ -282,6 +282,11 @@ static int walk_entry(struct worker *w, uint8_t *at, uint64_t index,
         e.raw = img_get_be64(at);
         return w->w->active ? compare_flag(c, e.raw, err) : 0;
     }
+    if (img_qcow2_entry_needs(c->q, index, &e) > c->q->data_end &&
+        c->q->layer->files[c->q->data] && !c->fixing_entries)
+        structural(c, "ERROR: guest offset 0x%llx: its bytes lie beyond the "
+                   "end of the data file",
+                   (unsigned long long)(index << c->q->cluster_bits));
     r = e.kind == QCOW2_PACKED_RUN ? count_packed(w, &e, err)
                                    : count_plain(w, &e, err);
     if (r == 0 && w->w->active)

@@ -3,6 +3,7 @@
 #include "base/bytes.h"
 #include "base/checked.h"
 #include "base/error.h"
+#include "file/file.h"
 
 static int fail(struct qcow2 *q, uint64_t index, const char *why,
                 const struct qcow2_entry *e, struct img_error *err)
@@ -79,6 +80,45 @@ int img_qcow2_entry_decode(struct qcow2 *q, const uint8_t *at, uint64_t index,
     else
         e->kind = e->has_host ? QCOW2_NORMAL : QCOW2_UNUSED;
     return 0;
+}
+
+uint64_t img_qcow2_entry_needs(const struct qcow2 *q, uint64_t index,
+                               const struct qcow2_entry *e)
+{
+    uint64_t guest = index << q->cluster_bits, len = q->cluster_size;
+
+    if (!q->data || e->kind != QCOW2_NORMAL)
+        return 0;
+    if (img_qcow2_has_subclusters(q)) {
+        uint32_t allocated = (uint32_t)e->bitmap;
+
+        if (!allocated)
+            return 0;
+        len = (UINT64_C(32) - (unsigned)__builtin_clz(allocated))
+              << q->block_bits;
+    }
+    if (guest >= q->h.size)
+        return e->host + 1;     /* no guest's, but state that was saved */
+    return e->host + IMG_MIN(len, q->h.size - guest);
+}
+
+int img_qcow2_entry_is_there(struct qcow2 *q, uint64_t index,
+                             const struct qcow2_entry *e,
+                             struct img_error *err)
+{
+    uint64_t needed = img_qcow2_entry_needs(q, index, e);
+    int r;
+
+    if (needed <= q->data_end || !q->layer->files[q->data])
+        return 0;
+    r = img_qcow2_measure_data(q, err);
+    if (r < 0 || needed <= q->data_end)
+        return r;
+    /* Nothing is wrong with the image, which may get its file back. */
+    return img_fail(err, EIO, "%s: the bytes of guest offset 0x%llx lie "
+                    "beyond the end of the data file %s", q->layer->path,
+                    (unsigned long long)(index << q->cluster_bits),
+                    q->layer->files[q->data]->path);
 }
 
 enum qcow2_kind img_qcow2_entry_sub(const struct qcow2 *q,

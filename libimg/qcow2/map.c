@@ -85,6 +85,8 @@ static int map_slice(struct qcow2 *q, const struct qcow2_cursor *c,
     for (uint32_t i = 0; i < c->left && at < off + len; i++, sub = 0) {
         int r = img_qcow2_entry_decode(q, img_qcow2_cursor_entry(q, c, i),
                                        c->cluster + i, &e, err);
+        if (r == 0)
+            r = img_qcow2_entry_is_there(q, c->cluster + i, &e, err);
         if (r < 0 && at == start)
             return r;
         if (r < 0)

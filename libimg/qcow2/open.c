@@ -285,6 +285,50 @@ static int open_data_file(struct qcow2 *q, bool describe,
     return 0;
 }
 
+int img_qcow2_measure_data(struct qcow2 *q, struct img_error *err)
+{
+    uint64_t len;
+    int r = img_file_size(q->layer->files[q->data], &len, err);
+
+    if (r == 0)
+        q->data_end = img_round_up(len, UINT64_C(512));
+    return r;
+}
+
+/* What was written would make the file longer, and what it has lost look like
+ * holes. */
+static int refuse_lost_data(struct qcow2 *q, struct img_error *err)
+{
+    struct img_run run = { 0 };
+    uint64_t off = img_round_down(q->data_end, q->cluster_size);
+    int r = 0;
+
+    for (; off < q->h.size && r == 0; off += run.len)
+        r = img_qcow2_map(q->layer, off, q->h.size - off, 0, &run, err);
+    return r;
+}
+
+/* Who made the data file made it as long as the disk. */
+static int check_data_file(struct qcow2 *q, struct img_error *err)
+{
+    struct img_layer *l = q->layer;
+    int r;
+
+    if (!q->data || !l->files[q->data])
+        return 0;
+    r = img_qcow2_measure_data(q, err);
+    if (r < 0 || q->data_end >= q->h.size || l->repair)
+        return r;
+    if (q->h.autoclear & QCOW2_DATA_FILE_RAW)
+        return img_fail(err, EIO, "%s: its data file %s, which is "
+                        "the disk byte by byte, ends before its %llu bytes",
+                        l->path, l->files[q->data]->path,
+                        (unsigned long long)q->h.size);
+    l->warn(l, "%s: its data file %s is shorter than the disk of %llu bytes",
+            l->path, l->files[q->data]->path, (unsigned long long)q->h.size);
+    return l->writable ? refuse_lost_data(q, err) : 0;
+}
+
 int img_qcow2_need_reftable(struct qcow2 *q, struct img_error *err)
 {
     uint64_t n = (uint64_t)q->h.reftable_clusters * (q->cluster_size / 8);
@@ -397,7 +441,8 @@ static int open_image(struct qcow2 *q, const struct img_open_options *opts,
     if (r < 0)
         return r;
     img_qcow2_refresh_layer(q);
-    return allow_writing(q, err);
+    r = check_data_file(q, err);
+    return r < 0 ? r : allow_writing(q, err);
 }
 
 static int qcow2_open(struct img_layer *layer,

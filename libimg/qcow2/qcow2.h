@@ -151,6 +151,8 @@ struct qcow2 {
     uint32_t refs_bits;         /* log2 of the refcounts in a block */
     uint64_t max_refcount;
     unsigned data;              /* files[] index of guest data */
+    uint64_t data_end;          /* of an external data file, in whole sectors,
+                                   when it was last looked at */
 
     struct img_mutex flush_lock;
     struct img_mutex lock;
@@ -251,6 +253,8 @@ int img_qcow2_write_table(struct qcow2 *q, uint64_t off,
 void img_qcow2_shape(struct qcow2 *q);
 uint64_t img_qcow2_l1_needed(const struct qcow2 *q, uint64_t disk_size);
 void img_qcow2_refresh_layer(struct qcow2 *q);
+/* Sets data_end, of an external data file that is open. */
+int img_qcow2_measure_data(struct qcow2 *q, struct img_error *err);
 
 /* ---- entry.c ---- */
 enum qcow2_kind { QCOW2_UNUSED, QCOW2_ZEROS, QCOW2_NORMAL, QCOW2_PACKED_RUN };
@@ -266,6 +270,13 @@ struct qcow2_entry {            /* of a whole cluster */
 int img_qcow2_entry_decode(struct qcow2 *q, const uint8_t *at, uint64_t index,
                            struct qcow2_entry *e, struct img_error *err);
 /* The state of subcluster sub (0 where there are none). */
+/* Where in the external data file the bytes end that the entry says are there:
+ * QEMU and we write whole blocks, up to the disk's end.  0 = nothing is. */
+uint64_t img_qcow2_entry_needs(const struct qcow2 *, uint64_t index,
+                               const struct qcow2_entry *);
+/* Fails where the data file is too short for that.  Under lock. */
+int img_qcow2_entry_is_there(struct qcow2 *, uint64_t index,
+                             const struct qcow2_entry *, struct img_error *);
 enum qcow2_kind img_qcow2_entry_sub(const struct qcow2 *q,
                                     const struct qcow2_entry *e,
                                     unsigned sub);

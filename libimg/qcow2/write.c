@@ -48,6 +48,8 @@ static int in_place_run(struct qcow2 *q, const struct qcow2_cursor *c,
         struct qcow2_entry e;
         int r = img_qcow2_entry_decode(q, img_qcow2_cursor_entry(q, c, i),
                                        c->cluster + i, &e, err);
+        if (r == 0)
+            r = img_qcow2_entry_is_there(q, c->cluster + i, &e, err);
         if (r < 0)
             return r;
         if (i == 0)
