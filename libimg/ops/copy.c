@@ -16,6 +16,7 @@ enum {
     CLAIM_PLAIN = 1 << 20,      /* two of these stay in a core's L2 cache */
     CLAIM_MAX = 2 << 20,
     SALVAGE_STEP = 4096,
+    GLANCE = 4096,
     ALIGN = 4096
 };
 
@@ -61,8 +62,7 @@ static int read_claim(struct img_copy *c, struct img_batch *b,
         salvage(c, b->in, b->off, b->len);
         r = 0;
     }
-    if (r == 0 && b->below)
-        r = img_source_read(c->base, b->below, b->len, b->off, err);
+    b->below_to = b->off;
     return r;
 }
 
@@ -100,9 +100,37 @@ static uint32_t pack_unit(struct img_copy *c, struct img_batch *b,
     return (uint32_t)img_pack(b->packer, in, c->unit, b->out + at, room);
 }
 
+/* Is this unit below already?  As long as units differ, their first bytes
+ * mostly tell, and the rest is not read. */
+static int is_below(struct img_copy *c, struct img_batch *b, uint64_t off,
+                    uint64_t len, bool *same, struct img_error *err)
+{
+    uint64_t at = off - b->off, read = 0;
+    int r = 0;
+
+    if (off >= b->below_to && b->differs) {
+        read = IMG_MIN(len, (uint64_t)GLANCE);
+        r = img_source_read(c->base, b->below + at, (size_t)read, off, err);
+        *same = r == 0 && !memcmp(b->in + at, b->below + at, (size_t)read);
+        if (!*same)
+            return r;
+    }
+    if (off >= b->below_to) {
+        r = img_source_read(c->base, b->below + at + read,
+                            (size_t)(b->len - at - read), off + read, err);
+        if (r < 0)
+            return r;
+        b->below_to = b->off + b->len;
+    }
+    *same = !memcmp(b->in + at, b->below + at, (size_t)len);
+    b->differs = !*same;
+    return 0;
+}
+
 /* Unit by unit: is it there already, is it zeros, can it be packed?  By a
  * plan it is neither. */
-static void decide(struct img_copy *c, struct img_batch *b)
+static int decide(struct img_copy *c, struct img_batch *b,
+                  struct img_error *err)
 {
     uint64_t end = b->off + b->len, len;
     size_t packed = 0;
@@ -110,14 +138,20 @@ static void decide(struct img_copy *c, struct img_batch *b)
     b->n = 0;
     if (c->plan) {
         add_piece(b, IMG_PIECE_PLAIN, b->off, b->len);
-        return;
+        return 0;
     }
     for (uint64_t off = b->off; off < end; off += len) {
         const uint8_t *in = b->in + (off - b->off);
         uint32_t n = 0;
+        bool same = false;
+        int r = 0;
 
         len = IMG_MIN((uint64_t)c->unit, end - off);
-        if (b->below && !memcmp(in, b->below + (off - b->off), len))
+        if (b->below)
+            r = is_below(c, b, off, len, &same, err);
+        if (r < 0)
+            return r;
+        if (same)
             continue;
         if (!c->all && img_is_zero(in, len)) {
             if (!c->target_zero || c->base)
@@ -136,6 +170,7 @@ static void decide(struct img_copy *c, struct img_batch *b)
         };
         packed += n;
     }
+    return 0;
 }
 
 /* ---- one claim --------------------------------------------------------- */
@@ -162,9 +197,7 @@ static int prepare(struct img_copy *c, struct img_batch *b,
         return 0;
     }
     r = read_claim(c, b, err);
-    if (r == 0)
-        decide(c, b);
-    return r;
+    return r == 0 ? decide(c, b, err) : r;
 }
 
 static int put(struct img_copy *c, struct img_batch *b, int placed,

@@ -34,6 +34,8 @@ struct img_batch {
     uint64_t ticket;
     uint8_t *in;                /* claim_max bytes, from the source */
     uint8_t *below;             /* what the target shows; only with base */
+    uint64_t below_to;          /* as far as it was read */
+    bool differs;               /* the unit that was looked at last */
     uint8_t *out;               /* packed pieces, one behind the other */
     size_t out_room;
     struct img_packer *packer;

@@ -17,7 +17,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MANY_FREES = 4096 };     /* clusters that wait for a write-back */
+enum {
+    MANY_FREES = 4096,          /* clusters that wait for a write-back */
+    ROW = 1024                  /* refcounts looked at at once */
+};
 
 struct part {                   /* of an in-memory table */
     uint64_t *entries;
@@ -174,6 +177,33 @@ static int drop_frees(struct qcow2 *q, struct qcow2_ranges *frees,
     return first;
 }
 
+/* How many clusters from `first` on, up to max, are alike in whether one
+ * reference is left. */
+static int alike(struct qcow2 *q, uint64_t first, uint64_t max,
+                 bool *last_one, uint64_t *n, struct img_error *err)
+{
+    uint64_t counts[ROW], row = 1;
+    int r = 0;
+
+    for (*n = 0; *n < max; *n += row) {
+        img_lock(&q->lock);
+        r = img_qcow2_refs_get_row(q, first + *n,
+                                   IMG_MIN(max - *n, (uint64_t)ROW), counts,
+                                   &row, err);
+        img_unlock(&q->lock);
+        if (r < 0)
+            return r;
+        if (!*n)
+            *last_one = counts[0] == 1;
+        for (uint64_t i = 0; i < row; i++)
+            if ((counts[i] == 1) != *last_one) {
+                *n += i;
+                return 0;
+            }
+    }
+    return 0;
+}
+
 /* Space goes back to the file system before the clusters can be reused:
  * only those whose last reference this is. */
 static int discard_frees(struct qcow2 *q, const struct qcow2_ranges *frees,
@@ -183,16 +213,16 @@ static int discard_frees(struct qcow2 *q, const struct qcow2_ranges *frees,
 
     for (size_t i = 0; i < frees->n && r == 0; i++) {
         const struct qcow2_range *f = &frees->list[i];
+        uint64_t at = f->off >> q->cluster_bits, n;
+        uint64_t end = at + (f->len >> q->cluster_bits);
 
-        for (uint64_t at = f->off; f->discard && r == 0 &&
-             at < f->off + f->len; at += q->cluster_size) {
-            uint64_t count = 0;
+        for (; f->discard && r == 0 && at < end; at += n) {
+            bool last_one = false;
 
-            img_lock(&q->lock);
-            r = img_qcow2_refs_get(q, at >> q->cluster_bits, &count, err);
-            img_unlock(&q->lock);
-            if (r == 0 && count == 1)
-                r = img_file_discard(q->file, at, q->cluster_size, err);
+            r = alike(q, at, end - at, &last_one, &n, err);
+            if (r == 0 && last_one)
+                r = img_file_discard(q->file, at << q->cluster_bits,
+                                     n << q->cluster_bits, err);
         }
     }
     return r;
