@@ -134,10 +134,12 @@ struct answers {
     size_t n, next;
 };
 
+/* A row may be shorter than the extent; the next one is what is left of it. */
 static bool next_row(struct answers *a, struct row *row)
 {
     const struct img_extent *e;
     struct img_error err;
+    uint64_t skip;
 
     if (a->next == a->n) {
         a->next = 0;
@@ -148,17 +150,19 @@ static bool next_row(struct answers *a, struct row *row)
             return false;
         }
     }
-    e = &a->extents[a->next++];
+    e = &a->extents[a->next];
+    skip = a->at - e->off;
     *row = (struct row){
-        .start = e->off, .length = e->len, .depth = e->depth,
+        .start = a->at, .length = e->len - skip, .depth = e->depth,
         .present = e->kind != IMG_HOLE,
         .zero = e->kind == IMG_HOLE || e->kind == IMG_ZEROS,
         .data = e->kind == IMG_DATA || e->kind == IMG_COMPRESSED || e->sparse,
-        .offset = e->host_off,
+        .offset = e->host_off == UINT64_MAX ? UINT64_MAX : e->host_off + skip,
         .file = img_file_name(a->disk, e->depth, e->file),
     };
     place_hole(a->info, row);
-    a->at = e->off + e->len;
+    a->at += row->length;
+    a->next += a->at == e->off + e->len;
     return true;
 }
 
