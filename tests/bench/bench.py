@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """make bench: vimg and qemu-img in turn, on a realistic disk in memory.
 
-    make bench [ROW=name,...] [SIZE=4G] [RUNS=3]
+    make bench [ROW=name,...] [SIZE=4G] [RUNS=3] [ENOUGH=40]
+               [BENCH_MARKDOWN=file]
 
 Each row is run A B A B ...; the table has medians of wall time, CPU time
-(user and system), peak memory and size of the output, and the ratio vimg /
-qemu-img of the wall times.  What either made is opened by qemu-img and
+(user and system), peak memory and size of the output, the ratio vimg /
+qemu-img of the wall times and the goal for it.  A row that has taken ENOUGH
+seconds is not run again.  BENCH_MARKDOWN gets the same as Markdown.  What either made is opened by qemu-img and
 compared with the source.  The rows on metadata at scale are in meta.py,
 those on file systems in disk.py.
 """
@@ -15,8 +17,8 @@ import subprocess
 import sys
 import tempfile
 
-from common import (MIB, PEER, VIMG, folder_for, head, human, line, quiet,
-                    run, size_of)
+from common import (MIB, PEER, VIMG, enough, folder_for, head, human, line,
+                    markdown, quiet, run, size_of)
 import disk
 import meta
 
@@ -71,6 +73,15 @@ ROWS = [
     ("check", ["check", "-f", "qcow2", "{qcow2}"], None, None),
     ("map", ["map", "-f", "qcow2", "--output=json", "{qcow2}"], None, None),
 ]
+# Ratios of wall time; ("size"): and the output no larger.
+GOALS = {
+    "raw-qcow2": .85, "qcow2-raw": .85, "qcow2-qcow2": .85,
+    "raw-qcow2-c": (.12, "size"), "raw-qcow2-zstd": (.5, "size"),
+    "raw-qcow2-zstd-W": (.75, "size"), "zlib-raw": .4, "zstd-raw": .7,
+    "raw-vdi": .7, "vdi-qcow2": .85, "raw-vmdk": .4, "vmdk-qcow2": .6,
+    "raw-vmdk-stream": (.12, "size"), "compare": .5,
+    "xfs-raw-qcow2": .05, "xfs-qcow2-raw": .05, "xfs-qcow2-qcow2": .05,
+}
 
 
 def make_disk(path, folder):
@@ -113,9 +124,11 @@ class Bench:
         self.out = os.path.join(folder, "out")
         self.folder = folder
         copied = make_disk(self.paths["raw"], folder)
-        print("disk: %s, %s of files, %s allocated; %d runs each" % (
+        text = "disk: %s, %s of files, %s allocated; %d runs each" % (
             human(SIZE), human(copied),
-            human(os.stat(self.paths["raw"]).st_blocks * 512), RUNS))
+            human(os.stat(self.paths["raw"]).st_blocks * 512), RUNS)
+        print(text)
+        markdown("\n%s.\n" % text)
 
     def need(self, argv):
         for name, (_, how) in INPUTS.items():
@@ -152,15 +165,16 @@ class Bench:
         peer_argv = peer_argv or argv
         self.need(argv)
         ours, theirs = [], []
-        for i in range(RUNS):
+        while not enough(ours, theirs, RUNS):
+            first = not ours
             ours.append(self.once(VIMG, argv, output))
-            if i == 0:
+            if first:
                 self.verify(output)
             theirs.append(self.once(PEER, peer_argv, output))
-            if i == 0:
+            if first:
                 self.verify(output)
         self.remove_output()
-        line(name, ours, theirs)
+        line(name, ours, theirs, GOALS.get(name), argv)
 
 
 def main():
@@ -177,7 +191,7 @@ def main():
                                      dir=folder_for(SIZE * 4)) as folder:
         if rows:
             bench = Bench(folder)
-            head()
+            head("in memory")
             for row in rows:
                 bench.row(*row)
     for system, where in disk.SYSTEMS.items():
@@ -186,7 +200,7 @@ def main():
         if rows and disk.possible(system):
             with where(SIZE * 4) as folder:
                 bench = Bench(folder)
-                head()
+                head("on XFS" if system == "xfs" else "on the disk")
                 for row in rows:
                     bench.row(*row)
     if tables:

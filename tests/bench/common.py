@@ -75,20 +75,69 @@ def text_of(*argv, codes=(0,)):
     return done.stdout
 
 
-def head():
-    print("%-17s %8s %8s %6s   %13s   %17s   %21s" % (
-        "row", "vimg s", "peer s", "ratio", "CPU s", "memory MiB",
-        "output MiB"))
+# The longest that a row may take for its runs, but for the first: some of
+# qemu-img's take minutes.
+ENOUGH = float(os.environ.get("ENOUGH") or 40)
 
 
-def line(name, ours, theirs):
-    """Medians of rows of wall, CPU, peak KiB, output bytes."""
+def enough(ours, theirs, runs):
+    """Rows of wall seconds and more, one for each run.  What is short is run
+    more often."""
+    spent = sum(run[0] for run in ours + theirs)
+    return (spent > ENOUGH or len(ours) >= 5 * runs or
+            (len(ours) >= runs and spent > 1))
+
+
+def markdown(text):
+    """Adds to the file that BENCH_MARKDOWN names, for doc/performance.md."""
+    name = os.environ.get("BENCH_MARKDOWN")
+    if name:
+        with open(name, "a") as file:
+            file.write(text)
+
+
+def table(title, columns):
+    markdown("\n%s\n\n| %s |\n|%s\n" % (title, " | ".join(columns),
+                                       "---|" * len(columns)))
+
+
+def table_row(cells):
+    markdown("| %s |\n" % " | ".join(cells))
+
+
+def head(title):
+    print("%-23s %8s %8s %6s %5s %-6s   %13s   %17s   %21s %4s" % (
+        title, "vimg s", "peer s", "ratio", "goal", "", "CPU s",
+        "memory MiB", "output MiB", "runs"))
+    table(title, ["row", "vimg s", "qemu-img s", "ratio", "goal", "",
+                  "CPU s", "memory MiB", "output MiB", "runs", "command"])
+
+
+def line(name, ours, theirs, goal, argv):
+    """Medians of rows of wall, CPU, peak KiB, output bytes.  goal: the
+    ratio, None = there is none; with "size" that of the output counts, too,
+    to half a percent."""
     a = [statistics.median(column) for column in zip(*ours)]
     b = [statistics.median(column) for column in zip(*theirs)]
-    print("%-17s %8.3f %8.3f %6.3f   %6.2f %6.2f   %8.1f %8.1f   "
-          "%10.1f %10.1f" % (name, a[0], b[0], a[0] / b[0], a[1], b[1],
-                             a[2] / 1024, b[2] / 1024, a[3] / MIB,
-                             b[3] / MIB), flush=True)
+    ratio, sized = a[0] / b[0], False
+    if isinstance(goal, tuple):
+        goal, sized = goal[0], True
+    met = ""
+    if goal:
+        met = "met" if ratio <= goal and (
+            not sized or a[3] <= b[3] * 1.005) else "MISSED"
+    print("%-23s %8.3f %8.3f %6.3f %5s %-6s   %6.2f %6.2f   %8.1f %8.1f   "
+          "%10.1f %10.1f %4d" % (
+              name, a[0], b[0], ratio, goal or "-", met, a[1], b[1],
+              a[2] / 1024, b[2] / 1024, a[3] / MIB, b[3] / MIB, len(ours)),
+          flush=True)
+    table_row([name, "%.3f" % a[0], "%.3f" % b[0], "%.3f" % ratio,
+               "%s%s" % (goal or "", ", no larger" if sized else ""),
+               "**missed**" if met == "MISSED" else met,
+               "%.2f / %.2f" % (a[1], b[1]),
+               "%.1f / %.1f" % (a[2] / 1024, b[2] / 1024),
+               "%.1f / %.1f" % (a[3] / MIB, b[3] / MIB), str(len(ours)),
+               "`%s`" % " ".join(argv)])
 
 
 def folder_for(wanted):

@@ -13,8 +13,8 @@ import shutil
 import sys
 import tempfile
 
-from common import (MIB, PEER, VIMG, folder_for, head, line, quiet, run,
-                    text_of)
+from common import (MIB, PEER, VIMG, enough, folder_for, head, line, quiet,
+                    run, text_of)
 
 CLUSTER = 65536
 ENTRIES = CLUSTER // 8
@@ -172,12 +172,13 @@ def content(path, form="qcow2"):
 # ---- rows -----------------------------------------------------------------
 
 class Row:
-    """argv: {img} is the image, or the private copy of it where the program
+    """goal: the ratio of wall times.  argv: {img} is the image, or the private copy of it where the program
     changes it (copies: endings of the files to copy), {out} an output."""
 
-    def __init__(self, name, make, *argv, copies=None, codes=(0,),
+    def __init__(self, name, goal, make, *argv, copies=None, codes=(0,),
                  verdict=None, same=False, before=None):
-        self.name, self.make, self.argv = name, make, list(argv)
+        self.name, self.goal = name, goal
+        self.make, self.argv = make, list(argv)
         self.copies, self.codes, self.verdict = copies, codes, verdict
         self.same, self.before = same, before
 
@@ -199,41 +200,43 @@ def out_shows(path, out, known):
 
 TERA = 1 << 40
 ROWS = [
-    Row("snapshot-c", full, "snapshot", "-c", "s", "{img}", copies=[""],
+    Row("snapshot-c", .1, full, "snapshot", "-c", "s", "{img}", copies=[""],
         verdict=has_snapshot),
-    Row("snapshot-a", snapshotted, "snapshot", "-a", "s", "{img}",
+    Row("snapshot-a", .1, snapshotted, "snapshot", "-a", "s", "{img}",
         copies=[""], verdict=has_snapshot),
-    Row("snapshot-d", snapshotted, "snapshot", "-d", "s", "{img}",
+    Row("snapshot-d", .1, snapshotted, "snapshot", "-d", "s", "{img}",
         copies=[""], verdict=clean),
-    Row("check-1T", full, "check", "--output=json", "{img}", same=True),
-    Row("check-leaks", leaky, "check", "--output=json", "{img}", codes=(3,),
+    Row("check-1T", .25, full, "check", "--output=json", "{img}", same=True),
+    Row("check-leaks", .1, leaky, "check", "--output=json", "{img}", codes=(3,),
         same=True),
-    Row("check-r-all", leaky, "check", "-r", "all", "{img}", copies=[""],
+    Row("check-r-all", .01, leaky, "check", "-r", "all", "{img}", copies=[""],
         verdict=clean),
-    Row("check-fragments", fragmented, "check", "--output=json", "{img}",
+    Row("check-fragments", .05, fragmented, "check", "--output=json", "{img}",
         same=True),
-    Row("map-fragments", fragmented, "map", "--output=json", "{img}",
+    Row("map-fragments", .3, fragmented, "map", "--output=json", "{img}",
         same=True),
-    Row("shrink", full, "resize", "-q", "--shrink", "{img}", "512G",
+    Row("shrink", .02, full, "resize", "-q", "--shrink", "{img}", "512G",
         copies=[""], verdict=of_size(TERA // 2)),
-    Row("grow", full, "resize", "-q", "{img}", "+1T", copies=[""],
+    Row("grow", .5, full, "resize", "-q", "{img}", "+1T", copies=[""],
         verdict=of_size(2 * TERA)),
-    Row("map-1T", full, "map", "--output=json", "{img}", same=True),
-    Row("measure-1T", full, "measure", "-O", "qcow2", "--output=json",
+    Row("map-1T", .3, full, "map", "--output=json", "{img}", same=True),
+    Row("measure-1T", .2, full, "measure", "-O", "qcow2", "--output=json",
         "{img}", same=True),
-    Row("create-1T", None, "create", "-q", "-f", "qcow2", "-o",
+    Row("create-1T", .4, None, "create", "-q", "-f", "qcow2", "-o",
         "preallocation=metadata", "{out}", "1T",
         verdict=lambda path, out: of_size(TERA)(out, out)),
-    Row("chain-convert", chain, "convert", "-O", "raw", "{img}", "{out}",
+    Row("chain-convert", .1, chain, "convert", "-O", "raw", "{img}", "{out}",
         before=content, verdict=out_shows),
-    Row("chain-map", chain, "map", "--output=json", "{img}", same=True),
-    Row("chain-info", chain, "info", "{img}"),
-    Row("commit", overlay, "commit", "-q", "{img}", copies=["", ".base"],
+    Row("chain-map", .05, chain, "map", "--output=json", "{img}", same=True),
+    Row("chain-open", .3, chain, "map", "--output=json", "-l", "64k", "{img}",
+        same=True),
+    Row("chain-info", .3, chain, "info", "--backing-chain", "{img}"),
+    Row("commit", .6, overlay, "commit", "-q", "{img}", copies=["", ".base"],
         before=content, verdict=base_shows),
-    Row("rebase", moving, "rebase", "-F", "qcow2", "-b", "{img}.other",
+    Row("rebase", .6, moving, "rebase", "-F", "qcow2", "-b", "{img}.other",
         "{img}", copies=["", ".base", ".other"], before=content,
         verdict=shows_as_before),
-    Row("dd-512", raw64, "dd", "-f", "raw", "-O", "raw", "bs=512",
+    Row("dd-512", .1, raw64, "dd", "-f", "raw", "-O", "raw", "bs=512",
         "if={img}", "of={out}", before=lambda path: content(path, "raw"),
         verdict=out_shows),
 ]
@@ -301,21 +304,21 @@ class Runner:
         if row.same:
             self.compare_answers(row, where)
         times = {VIMG: [], PEER: []}
-        for i in range(self.runs):
+        while not enough(times[VIMG], times[PEER], self.runs):
+            first = not times[VIMG]
             for program in (VIMG, PEER):
                 result, made, work = self.once(program, row, where, image)
                 size = made or self.out
                 times[program].append(result +
                                       (os.stat(size).st_blocks * 512,))
-                if i == 0:
+                if first:
                     self.judge(row, made, before)
                 self.finish(work)
-        line(row.name, times[VIMG], times[PEER])
+        line(row.name, times[VIMG], times[PEER], row.goal, row.argv)
 
 
 def run_rows(rows, runs):
-    print("metadata: %d runs each" % runs)
-    head()
+    head("metadata")
     with tempfile.TemporaryDirectory(prefix="vimg-bench.",
                                      dir=folder_for(8 << 30)) as folder:
         runner = Runner(folder, runs)
