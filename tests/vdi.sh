@@ -136,6 +136,15 @@ assert d['uuid'] == '76543210-89ab-cdef-0123-456789abcdef'
 assert d['parent-uuid'] == '01234567-89ab-cdef-0123-456789abcdef'
 assert len(d['modification-uuid']) == 36
 P
+# The modification UUID is on the disk before the first byte that changes.
+if command -v strace >/dev/null && strace -f -qq -e trace=none true 2>/dev/null; then
+	for i in d.vdi b.vdi; do
+		quiet env ASAN_OPTIONS=detect_leaks=0 strace -f -qq -e signal=none -e trace=pwrite64,pwritev,fdatasync,fsync -o trace vimg io -f vdi -c 'write -P 3 1M 64k' $i
+		grep -v '= -1' trace | sed 's/^[0-9]* *\([a-z]*\).*/\1/' | head -2 | tr '\n' ' ' | grep -q '^pwritev\? f[a-z]* $' ||
+			die "order of $i: $(head -3 trace)"
+	done
+	quiet vimg create -f vdi -b b.vdi -F vdi -o uuid=76543210-89ab-cdef-0123-456789abcdef d.vdi
+fi
 # What measure says is enough, and not much more.
 for o in "vdi" "vdi -o static=on" "vdi -o block_size=64k" "vmdk" "qcow"; do
 	rm -f z

@@ -245,6 +245,11 @@ grep -aq 'ddb.comment = "hello"' k.vmdk || die "ddb entry"
 quiet vimg convert -n -f raw -O vmdk io.raw k.vmdk
 grep -a -v -e adapterType -e comment -e ^CID k.vmdk |
 	cmp - <(grep -a -v -e adapterType -e ^CID k.before) || die "a write changed the descriptor"
+if command -v strace >/dev/null && strace -f -qq -e trace=none true 2>/dev/null; then
+	quiet env ASAN_OPTIONS=detect_leaks=0 strace -f -qq -e signal=none -e trace=pwrite64,pwritev,fdatasync,fsync -o trace vimg io -f vmdk -c 'write -P 3 1M 64k' k.vmdk
+	grep -v '= -1' trace | sed 's/^[0-9]* *\([a-z]*\).*/\1/' | head -2 | tr '\n' ' ' | grep -q '^pwritev\? f[a-z]* $' ||
+		die "data before the content ID: $(head -3 trace)"
+fi
 cmp -s <(grep -a ^CID k.vmdk) <(grep -a ^CID k.before) && die "the content ID did not change"
 
 # CVE-2022-47951: a descriptor that names a file outside its folder.

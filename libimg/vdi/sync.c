@@ -205,6 +205,9 @@ int img_vdi_touch(struct img_layer *layer, uint64_t off, uint64_t len,
         img_unlock(&v->lock);
         if (r == 0)
             r = img_vdi_write_header(layer, err);
+        /* Before any byte of what others rest on is another. */
+        if (r == 0)
+            r = img_file_sync(layer->files[0], err);
         if (r == 0)
             __atomic_store_n(&v->touched, true, __ATOMIC_RELEASE);
     }
