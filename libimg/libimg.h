@@ -519,6 +519,8 @@ struct img_convert_options {
     void *warn_opaque;
     bool has_range;             /* only these bytes of the source; not with */
     uint64_t offset, length;    /* bitmaps */
+    const char *scratch;        /* folder of a nameless file, where one is
+                                   needed; NULL = /var/tmp */
 };
 #define IMG_CONVERT_OPTIONS { .size = sizeof(struct img_convert_options) }
 
@@ -557,7 +559,7 @@ int img_convert(struct img_disk *const *from, size_t n_from, const char *to,
                 const struct img_job *job, struct img_error *err);
 /* Writes the image to a descriptor that need not be seekable: raw, qcow2 and
  * streamOptimized VMDK in one pass where the options allow it, others by way
- * of a nameless file in $TMPDIR or /var/tmp.  The caller ignores SIGPIPE. */
+ * of a nameless file in the folder opts->scratch.  The caller ignores SIGPIPE. */
 int img_convert_fd(struct img_disk *const *from, size_t n_from, int fd,
                    const struct img_convert_options *opts,
                    const struct img_job *job, struct img_error *err);

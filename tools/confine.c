@@ -167,12 +167,17 @@ void confine_below(const char *beside, const char *name,
         confine_image(path, opts, 0);
 }
 
-void confine_temporary(void)
+const char *confine_scratch(void)
 {
     const char *folder = getenv("TMPDIR");
 
-    confine_path(folder && *folder ? folder : "/var/tmp", SANDBOX_READ |
-                 SANDBOX_WRITE | SANDBOX_LIST | SANDBOX_MAKE);
+    return folder && *folder ? folder : "/var/tmp";
+}
+
+void confine_temporary(void)
+{
+    confine_path(confine_scratch(), SANDBOX_READ | SANDBOX_WRITE |
+                 SANDBOX_LIST | SANDBOX_MAKE);
 }
 
 void confine_sockets(unsigned flags)

@@ -35,7 +35,8 @@ void confine_image(const char *path, const struct img_open_options *opts,
 /* The image `path` beside which `name` is found. */
 void confine_below(const char *beside, const char *name,
                    const struct img_open_options *opts);
-/* Files for scratch: $TMPDIR or /var/tmp. */
+/* The folder for scratch files: $TMPDIR or /var/tmp; and that it is used. */
+const char *confine_scratch(void);
 void confine_temporary(void);
 /* NBD servers, and what is read to find and trust them. */
 void confine_network(void);

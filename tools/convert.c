@@ -318,6 +318,7 @@ static int run(int argc, char **argv)
     if (!settings_parse(&args.settings, SETTINGS_CREATE, &settings))
         return 1;
     create.allow_files = open_files_policy(&create.allow_dir);
+    opts.scratch = confine_scratch();
     settings_target(&settings, args.product, &args.to.format);
     if (settings.help)
         return settings_help(args.to.format ? args.to.format : "raw",

@@ -100,6 +100,7 @@ static int copy(const struct dd *dd, struct img_disk *from, bool to_stdout,
     create.has_size = true;
     opts.create = &create;
     opts.warn = warn_line;
+    opts.scratch = confine_scratch();
     opts.has_range = true;
     opts.offset = dd->start;
     opts.length = dd->length;

@@ -19,8 +19,7 @@ static char *absolute(const char *path)
 static char *make_scratch(const char *backing, const char *format)
 {
     struct img_create_options opts = IMG_CREATE_OPTIONS;
-    const char *folder = getenv("TMPDIR");
-    char *path = format_text("%s/vimg.XXXXXX", folder ? folder : "/var/tmp");
+    char *path = format_text("%s/vimg.XXXXXX", confine_scratch());
     struct img_error err;
     int fd = mkstemp(path);
 

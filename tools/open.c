@@ -411,11 +411,10 @@ static int spool(int from, int to)
 
 struct img_disk *open_stdin(void)
 {
-    const char *folder = getenv("TMPDIR");
     struct img_open_options opts = IMG_OPEN_OPTIONS;
     struct img_disk *disk = NULL;
     struct img_error err;
-    char *path = format_text("%s/vimg.XXXXXX", folder ? folder : "/var/tmp");
+    char *path = format_text("%s/vimg.XXXXXX", confine_scratch());
     int fd = mkstemp(path), r;
 
     if (fd < 0) {

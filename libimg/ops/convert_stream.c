@@ -241,15 +241,14 @@ static int no_more_files(struct img_build *b, const char *name,
                     "too), which a stream cannot carry", name);
 }
 
-/* $TMPDIR or /var/tmp, as the tools have it. */
 static int begin_temporary(struct img_convert *cv, struct img_making **m,
                            struct img_error *err)
 {
-    const char *folder = secure_getenv("TMPDIR");
+    const char *folder = cv->opts.scratch;
     img_autofree char *path = NULL;
 
     if (asprintf(&path, "%s/vimg-stream",
-                 folder && *folder ? folder : "/var/tmp") < 0) {
+                 folder ? folder : "/var/tmp") < 0) {
         path = NULL;
         return img_fail_nomem(err);
     }

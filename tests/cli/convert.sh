@@ -91,6 +91,19 @@ vimg dd if=a.qcow2 of=- bs=1M count=2 | cmp -n 2097152 - a.raw \
     || wrong 'dd to a pipe'
 vimg convert -O qcow2 a.qcow2 - >p2.qcow2
 vimg compare -q p2.qcow2 a.raw || wrong 'qcow2 to a pipe'
+# Scratch files: in $TMPDIR, or in /var/tmp.
+mkdir scratch
+for dir in "$PWD/scratch" ''; do
+    TMPDIR=$dir vimg convert -O vdi a.qcow2 - >o.vdi &&
+        vimg compare -q o.vdi a.raw || wrong "VDI to a pipe, TMPDIR=$dir"
+    TMPDIR=$dir vimg convert -O qcow2 - p.qcow2 <a.raw &&
+        vimg compare -q p.qcow2 a.raw || wrong "from a pipe, TMPDIR=$dir"
+    TMPDIR=$dir vimg io -s -c 'write 0 512' a.qcow2 >/dev/null ||
+        wrong "io -s, TMPDIR=$dir"
+done
+rmdir scratch || wrong 'scratch files stay'
+! TMPDIR=$PWD/scratch vimg convert -O vdi a.qcow2 - >o.vdi 2>err ||
+    wrong 'the scratch folder is another one'
 vimg convert -p -O qcow2 a.qcow2 o | tr '\r' '\n' >progress
 grep -q '(100.00/100%)' progress || wrong 'progress'
 finish
