@@ -57,4 +57,46 @@ vimg snapshot -c s1 a.qcow2 2>err.txt && die "one bit counted to two"
 opts=refcount_bits=1
 clean refused
 qemu-io -c "read -P 1 0 1M" a.qcow2 | grep -q failed && die "content is lost"
-exit 0
+
+# Every cluster size, and with it a refcount width, over a backing file, with
+# a bitmap (at which QEMU would refuse to apply) and compressed clusters, many
+# of which share one of the file: narrow refcounts cannot count those.
+widths='4 8 16 32 64'
+for c in 512 1k 2k 4k 8k 16k 32k 64k 128k 256k 512k 1M 2M; do
+    # shellcheck disable=SC2086
+    set -- $widths; w=$1; shift; widths="$* $w"
+    opts=cluster_size=$c,refcount_bits=$w
+    rm -f a.qcow2
+    vimg create -q -f qcow2 -b base.qcow2 -F qcow2 -o "$opts" a.qcow2
+    vimg bitmap --add a.qcow2 b
+    z=-c; [ "$w" -ge 16 ] || z=
+    qemu-io -c "write -P 1 1M 300k" -c "write $z -P 6 6M 2M" a.qcow2 >io.log
+    first=$(sum a.qcow2)
+    vimg snapshot -c s1 a.qcow2
+    qemu-img snapshot -c s2 a.qcow2
+    qemu-io -c "write -P 3 1M 2M" -c "write -z 6M 1M" a.qcow2 >io.log
+    second=$(sum a.qcow2)
+    vimg snapshot -c s3 a.qcow2
+    clean taken
+    vimg snapshot -a s2 a.qcow2
+    same "$(sum a.qcow2)" "$first" "apply QEMU's"
+    clean "apply QEMU's"
+    vimg bitmap --remove a.qcow2 b
+    qemu-img snapshot -a s3 a.qcow2
+    same "$(sum a.qcow2)" "$second" "QEMU applies ours"
+    for i in s1 s2 s3; do vimg snapshot -d $i a.qcow2; done
+    same "$(sum a.qcow2)" "$second" "all deleted"
+    clean "all deleted"
+done
+
+# A full image of 1 TiB is checked in bounded memory.
+need python3
+vimg create -q -f qcow2 -o preallocation=metadata big.qcow2 1T
+python3 - "$builddir" <<'EOF' || die "checking 1 TiB"
+import resource, subprocess, sys
+r = subprocess.call([sys.argv[1] + "/vimg", "check", "-q", "big.qcow2"])
+used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+sanitized = "enable-asan" in open(sys.argv[1] + "/config.log").read()
+print(used, "KiB")
+sys.exit(r or (not sanitized and used > 300 << 10))
+EOF
