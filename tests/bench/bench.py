@@ -18,7 +18,7 @@ import sys
 import tempfile
 
 from common import (MIB, PEER, VIMG, enough, folder_for, head, human, line,
-                    markdown, quiet, run, size_of)
+                    markdown, quiet, run, size_of, text_of)
 import disk
 import meta
 
@@ -118,6 +118,17 @@ def make_disk(path, folder):
     return copied
 
 
+def machine():
+    with open("/proc/cpuinfo") as file:
+        model = [text.split(":", 1)[1].strip() for text in file
+                 if text.startswith("model name")]
+    markdown("%s, %d processors, %.0f GiB; Linux %s; %s.\n" % (
+        model[0] if model else os.uname().machine, os.cpu_count(),
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2 ** 30,
+        os.uname().release,
+        text_of(PEER, "--version").decode().splitlines()[0]))
+
+
 class Bench:
     def __init__(self, folder):
         self.paths = {"raw": os.path.join(folder, "disk.raw")}
@@ -187,6 +198,7 @@ def main():
                                                           " ".join(known)))
     rows = [row for row in ROWS if not names or row[0] in names]
     tables = [row for row in meta.ROWS if not names or row.name in names]
+    machine()
     with tempfile.TemporaryDirectory(prefix="vimg-bench.",
                                      dir=folder_for(SIZE * 4)) as folder:
         if rows:
