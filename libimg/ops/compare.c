@@ -202,6 +202,10 @@ int img_compare(struct img_disk *a, struct img_disk *b, bool strict,
         found(&c, IMG_MIN(c.a.size, c.b.size), 2);
     else if (r == 0)
         r = run(&c, job, err);
+    if (r == 0)
+        r = img_source_still_whole(&c.a, err);
+    if (r == 0)
+        r = img_source_still_whole(&c.b, err);
     img_source_free(&c.a);
     img_source_free(&c.b);
     img_rw_unlock(&b->structure);

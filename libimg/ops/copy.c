@@ -315,6 +315,8 @@ int img_copy_run(struct img_copy *c, const struct img_job *job,
         r = img_team_run(job, n, c->source.size, step, c, err);
     if (r == 0 && !c->salvage)
         r = img_source_still_whole(&c->source, err);
+    if (r == 0 && !c->salvage && c->base)
+        r = img_source_still_whole(c->base, err);
     for (unsigned i = 0; i < n; i++)
         free_batch(&c->batches[i]);
     free(c->batches);

@@ -10,6 +10,38 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* How long the files of the layers from `from` down are now.  What is open
+ * for writing changes by our own doing. */
+static int note_lengths(struct img_source *s, const struct img_io *io,
+                        unsigned from, struct img_error *err)
+{
+    const struct img_chain *chain = io->chain;
+    size_t n = s->n_lengths;
+    struct img_length *more;
+
+    for (unsigned d = from; d < chain->n; d++)
+        n += chain->layers[d]->n_files;
+    more = realloc(s->lengths, (n ? n : 1) * sizeof *more);
+    if (!more)
+        return img_fail_nomem(err);
+    s->lengths = more;
+    for (unsigned d = from; d < chain->n; d++)
+        for (unsigned i = 0; i < chain->layers[d]->n_files; i++) {
+            struct img_file *f = chain->layers[d]->files[i];
+            struct img_length *l = &s->lengths[s->n_lengths];
+            int r;
+
+            if (!f || f->writable)
+                continue;
+            l->file = f;
+            r = img_file_size(f, &l->bytes, err);
+            if (r < 0)
+                return r;
+            s->n_lengths++;
+        }
+    return 0;
+}
+
 int img_source_join(struct img_source *s, struct img_disk *const *disks,
                     size_t n, struct img_error *err)
 {
@@ -20,7 +52,10 @@ int img_source_join(struct img_source *s, struct img_disk *const *disks,
         return img_fail_nomem(err);
     for (size_t i = 0; i < n; i++) {
         struct img_part *p = &s->parts[s->n++];
+        int r = note_lengths(s, &disks[i]->io, 0, err);
 
+        if (r < 0)
+            return r;
         p->io = &disks[i]->io;
         p->start = s->size;
         p->size = img_disk_size(disks[i]);
@@ -42,7 +77,7 @@ int img_source_one(struct img_source *s, struct img_io *io, unsigned from,
     s->n = 1;
     s->size = size;
     s->parts[0] = (struct img_part){ .io = io, .from = from, .size = size };
-    return 0;
+    return note_lengths(s, io, from, err);
 }
 
 void img_source_cut(struct img_source *s, uint64_t off, uint64_t len)
@@ -68,8 +103,10 @@ void img_source_cut(struct img_source *s, uint64_t off, uint64_t len)
 void img_source_free(struct img_source *s)
 {
     free(s->parts);
+    free(s->lengths);
     s->parts = NULL;
-    s->n = 0;
+    s->lengths = NULL;
+    s->n = s->n_lengths = 0;
 }
 
 /* The part that holds off, which is below size. */
@@ -208,19 +245,29 @@ bool img_source_is_remote(const struct img_source *source)
     return false;
 }
 
-static int still_whole(const struct img_layer *l, struct img_error *err)
+static int refuse_short(const char *path, uint64_t len, uint64_t wanted,
+                        struct img_error *err)
 {
+    return img_fail(err, EIO, "%s: has become shorter while it was read: "
+                    "%llu bytes of %llu", path, (unsigned long long)len,
+                    (unsigned long long)wanted);
+}
+
+/* A raw disk as it was opened. */
+static int still_whole(struct img_layer *l, struct img_error *err)
+{
+    struct img_run run = { 0 };
     uint64_t len;
     int r;
 
     if (!img_format_is_identity(l->format) || !l->size)
         return 0;
     r = img_file_size(l->files[0], &len, err);
-    if (r < 0 || img_round_up(len, UINT64_C(512)) >= l->size)
+    if (r == 0)                 /* it may be a window */
+        r = l->format->map(l, 0, 1, 0, &run, err);
+    if (r < 0 || img_round_up(len, UINT64_C(512)) >= run.host + l->size)
         return r;
-    return img_fail(err, EIO, "%s: has become shorter while it was read: "
-                    "%llu bytes of %llu", l->path, (unsigned long long)len,
-                    (unsigned long long)l->size);
+    return refuse_short(l->path, len, run.host + l->size, err);
 }
 
 int img_source_still_whole(const struct img_source *source,
@@ -233,6 +280,14 @@ int img_source_still_whole(const struct img_source *source,
 
         for (unsigned d = p->from; d < p->io->chain->n && r == 0; d++)
             r = still_whole(p->io->chain->layers[d], err);
+    }
+    for (size_t i = 0; i < source->n_lengths && r == 0; i++) {
+        const struct img_length *l = &source->lengths[i];
+        uint64_t now;
+
+        r = img_file_size(l->file, &now, err);
+        if (r == 0 && now < l->bytes)
+            r = refuse_short(l->file->path, now, l->bytes, err);
     }
     return r;
 }

@@ -11,9 +11,17 @@ struct img_part {
     uint64_t skip;              /* of the disk, before what is in the source */
 };
 
+/* A file that is only read, and how long it was at first. */
+struct img_length {
+    struct img_file *file;
+    uint64_t bytes;
+};
+
 struct img_source {
     struct img_part *parts;
     size_t n;
+    struct img_length *lengths;
+    size_t n_lengths;
     uint64_t size;              /* beyond it are zeros */
     unsigned flags;             /* of map: IMG_RUN_EXACT */
 };
@@ -42,8 +50,8 @@ int img_source_map(const struct img_source *source, uint64_t off,
 int img_source_read(const struct img_source *source, void *buf, size_t len,
                     uint64_t off, struct img_error *err);
 
-/* After reading: a raw file that has become shorter meanwhile read as zeros
- * there, which nobody wanted. */
+/* After reading: a file that has become shorter meanwhile read as zeros there,
+ * which nobody wanted. */
 int img_source_still_whole(const struct img_source *source,
                            struct img_error *err);
 

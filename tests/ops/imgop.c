@@ -6,11 +6,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static struct img_error err;
 static struct img_job job = IMG_JOB;
 static unsigned long long stop_after = ~0ull;
+static const char *shorten;     /* this file, by a byte, when all is read */
 
 static int progress(void *opaque, uint64_t done, uint64_t total)
 {
@@ -18,6 +20,13 @@ static int progress(void *opaque, uint64_t done, uint64_t total)
     if (done > total) {
         fprintf(stderr, "progress beyond the total\n");
         exit(9);
+    }
+    if (shorten && done == total) {
+        struct stat st;
+
+        if (stat(shorten, &st) < 0 || truncate(shorten, st.st_size - 1) < 0)
+            exit(9);
+        shorten = NULL;
     }
     return done >= stop_after;
 }
@@ -130,7 +139,7 @@ int main(int argc, char **argv)
     job.progress = progress;
     create.settings = settings;
     optind = 2;
-    while ((c = getopt(argc, argv, "cj:r:S:B:F:o:x:ukszbLd")) != -1)
+    while ((c = getopt(argc, argv, "cj:r:S:B:F:o:x:t:ukszbLd")) != -1)
         switch (c) {
         case 'c': o.compress = rb.compress = true; break;
         case 'j': job.threads = (unsigned)atoi(optarg); break;
@@ -141,6 +150,7 @@ int main(int argc, char **argv)
         case 'F': create.backing_format = rb.backing_format = optarg; break;
         case 'o': settings[n++] = optarg; break;
         case 'x': stop_after = strtoull(optarg, NULL, 0); break;
+        case 't': shorten = optarg; break;
         case 'u': rb.unsafe = true; break;
         case 'k': keep = true; break;
         case 's': strict = shrink = true; break;
