@@ -7,11 +7,6 @@ need qemu-img qemu-io sfdisk mke2fs e2fsck nbdkit fusermount3 findmnt losetup
 [ -w /dev/fuse ] || cannot "no /dev/fuse"
 vimg mount 2>&1 | grep -q "without FUSE" && skip "built without FUSE"
 no_libnbd && skip "built without libnbd"
-kill_pids() {
-    for p in "$tmp"/*pid; do
-        [ ! -s "$p" ] || kill -9 "$(cat "$p")" 2>/dev/null || :
-    done
-}
 m="$tmp/my mount"
 cleanup() {
     umount -l "$tmp/ext4" 2>/dev/null || :
