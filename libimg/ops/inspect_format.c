@@ -57,6 +57,10 @@ static void check_features(struct img_inspection *in, uint32_t version)
         if (bits & Q_DATA_FILE)
             img_inspect_find(in, IMG_FOREIGN, "data_file", "may be taken for "
                              "an image with a data file");
+        if (bits & ~(uint64_t)Q_KNOWN)
+            img_inspect_find(in, IMG_FOREIGN, "unknown_features", "has, where "
+                             "version 3 has its features, 0x%llx",
+                             (unsigned long long)bits);
         return;
     }
     img_span_be64(in->head, Q_AUTOCLEAR, &autoclear);

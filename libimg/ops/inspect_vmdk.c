@@ -190,6 +190,12 @@ static void look_at_text(struct img_inspection *in, char *text, size_t len,
                              "is no ASCII");
             return;
         }
+    for (size_t i = strlen(text); !alone && i < len; i++)
+        if (text[i]) {
+            img_inspect_find(in, IMG_REJECT, "descriptor", "something "
+                             "follows the end of its text");
+            break;
+        }
     while ((line = strsep(&rest, "\n"))) {
         size_t n;
 
