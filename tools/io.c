@@ -264,10 +264,30 @@ static bool may_say(const char *word)
     return args.commands.n == 0;
 }
 
+/* Is there an option s, alone (-s) or with others (-qs)? */
+static bool has_pattern_file(const char *line)
+{
+    for (; (line = strchr(line, '-')); line++) {
+        size_t len = strcspn(line, " \t\n");
+
+        if (memchr(line, 's', len))
+            return true;
+    }
+    return false;
+}
+
+static bool may_read_pattern(void)
+{
+    for (size_t i = 0; i < args.commands.n; i++)
+        if (has_pattern_file(args.commands.uses[i].text))
+            return true;
+    return false;
+}
+
 /* Commands that come one after the other may open anything. */
 static void enter(const struct io *io, const char *name)
 {
-    if (may_say("open") || may_say(" -s"))
+    if (may_say("open") || may_read_pattern())
         confine_path("/", SANDBOX_READ | SANDBOX_WRITE | SANDBOX_LIST |
                      SANDBOX_MAKE);
     if (may_say("nbd"))

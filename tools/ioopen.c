@@ -157,7 +157,7 @@ struct change {
     bool r, w;
     const char *cache;          /* -c */
     char *list;                 /* -o without read-only; NULL = nothing */
-    bool has_read_only, read_only, has_cache;
+    bool has_read_only, read_only, has_cache, has_discard, has_share;
 };
 
 static int add_option(void *opaque, char *key, char *value)
@@ -175,6 +175,8 @@ static int add_option(void *opaque, char *key, char *value)
         return 0;
     }
     ch->has_cache |= !strncmp(key, "cache.", 6);
+    ch->has_discard |= !strcmp(key, "discard");
+    ch->has_share |= !strcmp(key, "force-share");
     longer = format_text("%s,%s=%s", ch->list ? ch->list : "", key,
                          value ? value : "on");
     free(ch->list);
@@ -280,6 +282,10 @@ int io_reopen(struct io *io, int argc, char **argv)
             read_only = ch.read_only;
         if (ch.cache)
             how.cache = ch.cache;
+        if (ch.has_discard)
+            how.discard = NULL; /* the list says it anew */
+        if (ch.has_share)
+            how.share = false;
         if (io->scratch) {
             io->read_only = read_only;
             r = 0;

@@ -54,22 +54,56 @@ static const char *own(struct location *loc, char *text)
     return text;
 }
 
-static bool set_flag(struct location *loc, const char *key, const char *value,
-                     unsigned flag)
+/* Of one key the last value counts.  What several keys ask for is a matter of
+ * all of them: see use_switches. */
+static bool turn(struct location *loc, size_t key, bool on)
+{
+    uint64_t bit = UINT64_C(1) << key;
+
+    _Static_assert(sizeof keys / sizeof keys[0] <= 64, "a bit for each");
+    loc->on = on ? loc->on | bit : loc->on & ~bit;
+    return true;
+}
+
+static bool set_switch(struct location *loc, size_t key, const char *value)
 {
     if (!strcmp(value, "on") || !strcmp(value, "true") ||
-        !strcmp(value, "yes")) {
-        if (flag)
-            loc->opts.flags |= flag;
-        else
-            loc->read_only = true;
-        return true;
-    }
+        !strcmp(value, "yes"))
+        return turn(loc, key, true);
     if (!strcmp(value, "off") || !strcmp(value, "false") ||
         !strcmp(value, "no"))
-        return true;
-    complain("Parameter '%s' expects 'on' or 'off'", key);
+        return turn(loc, key, false);
+    complain("Parameter '%s' expects 'on' or 'off'", keys[key].key);
     return false;
+}
+
+static unsigned flag_of(enum what what)
+{
+    switch (what) {
+    case SHARE:
+    case LOCKING:
+        return IMG_OPEN_NO_LOCK;
+    case DIRECT:
+        return IMG_OPEN_DIRECT;
+    case NO_FLUSH:
+        return IMG_OPEN_NO_SYNC;
+    case DISCARD:
+        return IMG_OPEN_UNMAP;
+    case FREE_NAMES:
+        return IMG_OPEN_FREE_NAMES;
+    default:
+        return 0;
+    }
+}
+
+static void use_switches(struct location *loc)
+{
+    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
+        if (!(loc->on >> i & 1))
+            continue;
+        loc->opts.flags |= flag_of(keys[i].what);
+        loc->read_only |= keys[i].what == READ_ONLY;
+    }
 }
 
 static bool is_file_driver(const char *name)
@@ -95,26 +129,24 @@ static bool set_driver(struct location *loc, const char *value, bool backing)
     return true;
 }
 
-static bool set_locking(struct location *loc, const char *value)
+static bool set_locking(struct location *loc, size_t key, const char *value)
 {
-    if (!strcmp(value, "off"))
-        loc->opts.flags |= IMG_OPEN_NO_LOCK;
-    else if (strcmp(value, "on") && strcmp(value, "auto")) {
-        complain("Parameter 'locking' does not accept value '%s'", value);
-        return false;
-    }
-    return true;
+    bool off = !strcmp(value, "off");
+
+    if (off || !strcmp(value, "on") || !strcmp(value, "auto"))
+        return turn(loc, key, off);
+    complain("Parameter 'locking' does not accept value '%s'", value);
+    return false;
 }
 
-static bool set_discard(struct location *loc, const char *value)
+static bool set_discard(struct location *loc, size_t key, const char *value)
 {
-    if (!strcmp(value, "unmap") || !strcmp(value, "on"))
-        loc->opts.flags |= IMG_OPEN_UNMAP;
-    else if (strcmp(value, "ignore") && strcmp(value, "off")) {
-        complain("Parameter 'discard' does not accept value '%s'", value);
-        return false;
-    }
-    return true;
+    bool unmap = !strcmp(value, "unmap") || !strcmp(value, "on");
+
+    if (unmap || !strcmp(value, "ignore") || !strcmp(value, "off"))
+        return turn(loc, key, unmap);
+    complain("Parameter 'discard' does not accept value '%s'", value);
+    return false;
 }
 
 static bool set_backing(struct location *loc, const char *value)
@@ -175,17 +207,15 @@ static bool set_pair(struct location *loc, const char *key, const char *value)
         loc->path = own(loc, strdup(value));
         return true;
     case READ_ONLY:
-        return set_flag(loc, key, value, 0);
     case SHARE:
-        return set_flag(loc, key, value, IMG_OPEN_NO_LOCK);
     case DIRECT:
-        return set_flag(loc, key, value, IMG_OPEN_DIRECT);
     case NO_FLUSH:
-        return set_flag(loc, key, value, IMG_OPEN_NO_SYNC);
+    case FREE_NAMES:
+        return set_switch(loc, i, value);
     case LOCKING:
-        return set_locking(loc, value);
+        return set_locking(loc, i, value);
     case DISCARD:
-        return set_discard(loc, value);
+        return set_discard(loc, i, value);
     case BACKING:
         return set_backing(loc, value);
     case BACKING_DRIVER:
@@ -199,8 +229,6 @@ static bool set_pair(struct location *loc, const char *key, const char *value)
         return size_argument(value, "size", &loc->opts.window_size);
     case CACHE:
         return size_argument(value, key, &loc->opts.cache_bytes);
-    case FREE_NAMES:
-        return set_flag(loc, key, value, IMG_OPEN_FREE_NAMES);
     case IGNORE:
         break;
     }
@@ -319,6 +347,7 @@ bool location_parse(const char *name, bool image_opts, struct location *loc)
         loc->path = strncmp(name, "file:", 5) ? name : name + 5;
         return true;
     }
+    use_switches(loc);
     if ((loc->server.wanted || server_is_set(&loc->server)) &&
         !use_server(loc, &loc->server, &loc->path))
         return false;

@@ -12,6 +12,7 @@ struct location {
     struct img_open_options opts;   /* what the name asks for */
     const char *path;
     bool read_only;
+    uint64_t on;                    /* switches, a bit for each key */
     char **owned;                   /* texts that opts points to */
     size_t n_owned;
     struct server server, below;    /* driver=nbd, of the backing file too */

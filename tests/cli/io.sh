@@ -40,6 +40,8 @@ io -c 'write -P 5 -z 0 1k' -c 'write -u 0 1k' -c 'write -n 0 1k' a.qcow2
 io -c 'write -c 100 64k' a.qcow2
 io -c 'aio_read -q 0 1k' -c 'aio_read -P 9 0 1k' -c aio_flush a.qcow2
 io -c 'write -s pat 0 10' -c 'read -v 0 10' a.qcow2
+io -c 'write -qs pat 0 512' -c 'read -v 0 8' a.qcow2
+io -c 'write -qspat 512 512' -c 'read -v 512 8' a.qcow2
 io -c 'discard -C 0 64k' -c 'discard -q 0 64k' -c 'discard 0 3G' a.qcow2
 io -c 'open a.qcow2' a.qcow2
 io -s -c 'write -P 9 0 512' -c 'read -P 9 0 512' a.qcow2
@@ -52,6 +54,25 @@ io -t writethrough -d unmap -c 'write 0 64k' -c 'discard 0 64k' a.qcow2
 io -c 'reopen -r -w' -c 'reopen -c foo' a.qcow2
 io -c 'truncate -m full 65M' -c 'truncate -m foo 65M' -c 'truncate foo' a.qcow2
 images a.qcow2 b.qcow2 r.raw
+
+# An option that is given again counts, not what was said before.
+cd "$tmp/v"
+for open in 'open -o discard=unmap h.qcow2' 'open -d unmap h.qcow2'; do
+    rm -f h.qcow2; vimg create -q -f qcow2 h.qcow2 1M
+    vimg io -c "$open" -c 'write -P 7 0 512k' -c 'reopen -o discard=ignore' \
+        -c 'discard 0 512k' >out 2>&1 || wrong "$open: $(cat out)"
+    [ "$(stat -c %b h.qcow2)" -ge 1024 ] || wrong "$open, then discard=ignore"
+done
+vimg io --image-opts -c 'write 0 512' \
+    driver=qcow2,read-only=on,file.filename=h.qcow2,read-only=off >out 2>&1 ||
+    wrong "read-only=off: $(cat out)"
+! vimg io --image-opts -c 'write 0 512' \
+    driver=qcow2,read-only=on,file.filename=h.qcow2,file.read-only=off \
+    >out 2>&1 || wrong 'file.read-only=off makes read-only=on writable'
+vimg io -U -r -c 'reopen -o force-share=off' \
+    -c 'reopen -w' -c 'write 0 512' h.qcow2 >out 2>&1 ||
+    wrong "force-share=off: $(cat out)"
+cd "$tmp"
 
 # From standard input.
 printf 'read 0 1k\nlength\nquit\nfoo\n' | qemu-io "$tmp/q/a.qcow2" |
