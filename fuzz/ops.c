@@ -23,6 +23,39 @@ static bool sound(struct img_disk *disk)
            !result.errors && !result.check_errors;
 }
 
+static int by_place(const void *a, const void *b)
+{
+    const struct img_extent *x = a, *y = b;
+
+    return (x->host_off > y->host_off) - (x->host_off < y->host_off);
+}
+
+/* Does a place in the file show in two places of the disk, or are there too
+ * many to know?  Writing to one of them leaves the other's COPIED flag
+ * behind, as with QEMU. */
+static bool shares(struct img_disk *disk)
+{
+    static struct img_extent extents[4096];
+    uint64_t size = img_size(disk), off = 0;
+    size_t n = 0;
+
+    while (off < size) {
+        struct img_extent *e = &extents[n];
+
+        if (n == sizeof extents / sizeof *extents ||
+            img_map(disk, off, size - off, 0, e, NULL) < 0)
+            return true;
+        off += e->len;
+        n += e->kind == IMG_DATA;
+    }
+    qsort(extents, n, sizeof *extents, by_place);
+    for (size_t i = 1; i < n; i++)
+        if (extents[i - 1].host_off + extents[i - 1].len >
+            extents[i].host_off)
+            return true;
+    return false;
+}
+
 /* What this part of the window reads as from now on. */
 static void adopt(struct img_disk *disk, uint64_t off, uint64_t len,
                   bool trust)
@@ -89,7 +122,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
     if (!disk)
         return 0;
     size = img_size(disk) < WINDOW ? img_size(disk) : WINDOW;
-    trust = size && sound(disk) && img_pread(disk, flat, size, 0, NULL) >= 0;
+    trust = size && sound(disk) && !shares(disk) &&
+            img_pread(disk, flat, size, 0, NULL) >= 0;
     for (size_t i = 0; size && i < n_ops; i++)
         operate(disk, data + 1 + i * OP_BYTES, size, trust);
     if (trust) {
