@@ -489,7 +489,9 @@ int img_bitmap_map(struct img_disk *disk, const char *name, uint64_t off,
 
 /* Shared by all of these.  progress is called on the calling thread only, at
  * least ten times a second while there is work; nonzero means stop, and the
- * operation then returns -ECANCELED with the images consistent. */
+ * operation then returns -ECANCELED with the images consistent.  Of the disks
+ * that are worked on it may ask img_size (as it was before), img_path and
+ * img_format_name, and nothing else. */
 struct img_job {
     size_t size;
     int (*progress)(void *opaque, uint64_t done, uint64_t total);

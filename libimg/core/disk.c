@@ -72,6 +72,7 @@ int img_disk_open(const char *path, int fd, struct img_file *file,
         free(d);
         return r;
     }
+    d->size = img_disk_size(d);
     img_io_init(&d->io, d->chain);
     img_rwlock_init(&d->structure);
     img_mutex_init(&d->crew_lock);
@@ -139,11 +140,18 @@ uint64_t img_disk_size(const struct img_disk *disk)
 
 uint64_t img_size(const struct img_disk *disk)
 {
-    struct img_disk *d = lock_shape(disk);
-    uint64_t size = img_disk_size(d);
+    return disk->size;
+}
 
+void img_disk_change_begin(struct img_disk *d)
+{
+    img_write_lock(&d->structure);
+}
+
+void img_disk_change_end(struct img_disk *d)
+{
+    d->size = img_disk_size(d);
     img_rw_unlock(&d->structure);
-    return size;
 }
 
 void img_limits(const struct img_disk *disk, struct img_limits *limits)

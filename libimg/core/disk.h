@@ -9,6 +9,8 @@ struct img_crew;
 struct img_disk {
     struct img_rwlock structure;    /* requests: shared; changes of layers,
                                        sizes, snapshots: exclusive */
+    _Atomic uint64_t size;          /* of the top layer when structure was
+                                       last given back; read without it */
     struct img_io io;
     struct img_chain *chain;
     char *path;
@@ -21,8 +23,12 @@ struct img_disk {
 int img_disk_open(const char *path, int fd, struct img_file *file,
                   const struct img_open_options *opts,
                   struct img_disk **disk, struct img_error *err);
-/* Of the disk, in bytes; the caller holds structure, which img_size takes. */
+/* Of the disk, in bytes; the caller holds structure. */
 uint64_t img_disk_size(const struct img_disk *disk);
+/* Structure, exclusive: for what may change the size, which img_size tells
+ * from the end on. */
+void img_disk_change_begin(struct img_disk *disk);
+void img_disk_change_end(struct img_disk *disk);
 /* core/queue.c: ends the helpers.  NULL is fine. */
 void img_crew_end(struct img_crew *crew);
 #endif

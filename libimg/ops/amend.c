@@ -34,14 +34,14 @@ static int amend_format(struct img_disk *d, const char *const *settings,
         r = img_fail(err, ENOTSUP, "%s: format %s cannot be amended",
                      l->path, l->format->info.name);
     if (r == 0 && rest.n) {
-        img_write_lock(&d->structure);
+        img_disk_change_begin(d);
         r = img_io_flush(&d->io, 0, err);
         if (r == 0)
             r = l->format->amend(l, (const char *const *)rest.list, job,
                                  err);
         if (r == 0)
             r = img_io_flush(&d->io, 0, err);
-        img_rw_unlock(&d->structure);
+        img_disk_change_end(d);
     }
     img_strings_free(&rest);
     return r;

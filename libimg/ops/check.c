@@ -29,10 +29,10 @@ int img_check(struct img_disk *d, const struct img_check_options *opts,
                         l->path, known.repair);
     if (known.repair && !l->writable)
         return img_fail(err, EROFS, "%s: not open for writing", l->path);
-    img_write_lock(&d->structure);
+    img_disk_change_begin(d);
     r = img_io_flush(&d->io, 0, err);
     if (r == 0)
         r = l->format->check(l, &known, job, result, err);
-    img_rw_unlock(&d->structure);
+    img_disk_change_end(d);
     return r;
 }

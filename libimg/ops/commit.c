@@ -106,7 +106,7 @@ int img_commit(struct img_disk *d, unsigned depth, bool keep,
     bool empty = !keep && depth == 1, was_writable;
     int r, back = 0;
 
-    img_write_lock(&d->structure);
+    img_disk_change_begin(d);
     r = refuse(d, depth, empty, err);
     was_writable = r < 0 || d->chain->layers[depth]->writable;
     if (r == 0)
@@ -123,6 +123,6 @@ int img_commit(struct img_disk *d, unsigned depth, bool keep,
         r = back;
     if (r == 0 && depth == 1)
         r = note_new_base(d, err);
-    img_rw_unlock(&d->structure);
+    img_disk_change_end(d);
     return r;
 }

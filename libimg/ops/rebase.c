@@ -218,11 +218,11 @@ int img_rebase(struct img_disk *d, const struct img_rebase_options *opts,
         return img_fail(err, EROFS, "%s: not open for writing", top->path);
     if (rb.opts.backing && *rb.opts.backing)
         rb.name = rb.opts.backing;
-    img_write_lock(&d->structure);
+    img_disk_change_begin(d);
     r = rebase(&rb, job, err);
     img_close(rb.base, NULL);
     if (r == 0 && !(d->chain->opts.flags & IMG_OPEN_NO_BACKING))
         r = look_below_anew(&rb, err);
-    img_rw_unlock(&d->structure);
+    img_disk_change_end(d);
     return r;
 }

@@ -140,7 +140,7 @@ int img_resize(struct img_disk *d, uint64_t size, bool shrink,
     struct img_layer *l = d->chain->layers[0];
     int r = 0;
 
-    img_write_lock(&d->structure);
+    img_disk_change_begin(d);
     if (size < l->size && shrink)
         r = img_dependants_refuse(d, 0, 0, "cutting that off", err);
     if (r == 0 && size < l->size && !shrink)
@@ -154,6 +154,6 @@ int img_resize(struct img_disk *d, uint64_t size, bool shrink,
         r = img_resize_layer(&d->io, 0, size, prealloc, err);
     if (r == 0)
         r = img_io_flush(&d->io, 0, err);
-    img_rw_unlock(&d->structure);
+    img_disk_change_end(d);
     return r;
 }

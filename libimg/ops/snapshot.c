@@ -30,7 +30,7 @@ static int snapshot(struct img_disk *d, enum verb verb, const char *name,
                         "snapshots", l->path, l->format->info.name);
     if (!l->writable)
         return img_fail(err, EROFS, "%s: not open for writing", l->path);
-    img_write_lock(&d->structure);
+    img_disk_change_begin(d);
     if (verb == APPLY)
         r = img_dependants_refuse(d, 0, 0, "going back to a snapshot of that",
                                   err);
@@ -38,7 +38,7 @@ static int snapshot(struct img_disk *d, enum verb verb, const char *name,
         r = img_io_flush(&d->io, 0, err);
     if (r == 0)
         r = call(l, verb, name, err);
-    img_rw_unlock(&d->structure);
+    img_disk_change_end(d);
     return r;
 }
 

@@ -16,7 +16,8 @@ static const char *shorten;     /* this file, by a byte, when all is read */
 
 static int progress(void *opaque, uint64_t done, uint64_t total)
 {
-    (void)opaque;
+    if (opaque && !img_size(opaque))
+        exit(9);
     if (done > total) {
         fprintf(stderr, "progress beyond the total\n");
         exit(9);
@@ -187,6 +188,7 @@ int main(int argc, char **argv)
     }
     disk = open_disk(argv[0], IMG_OPEN_WRITE |
                      (rb.unsafe ? IMG_OPEN_NO_BACKING : 0));
+    job.opaque = disk;
     if (!strcmp(verb, "commit"))
         r = img_commit(disk, (unsigned)atoi(argv[1]), keep, &job, &err);
     else if (!strcmp(verb, "rebase"))
