@@ -65,11 +65,14 @@ static inline bool img_qcow2_is_first(const struct qcow2_checking *c)
     return c->from == 0 && !c->quiet;
 }
 
-/* A reference to each of n clusters, or those in the window; table: an L2
- * table, which is nothing else.  c->gate is held for reading, and may have
- * been given up meanwhile. */
+/* An L2 table is nothing else, and a snapshot may share it, but one L1 table
+ * has it once.  The active tables are counted first. */
+enum qcow2_use { QCOW2_USE_ANY, QCOW2_USE_ACTIVE_TABLE, QCOW2_USE_TABLE };
+
+/* A reference to each of n clusters, or those in the window.  c->gate is held
+ * for reading, and may have been given up meanwhile. */
 int img_qcow2_count(struct qcow2_checking *c, uint64_t first, uint64_t n,
-                    bool table, struct img_error *err);
+                    enum qcow2_use use, struct img_error *err);
 /* For findings about this cluster while references are counted: they are
  * forgotten when the window's end is given up before it, for the next window
  * has it. */

@@ -307,13 +307,15 @@ static int count_more(struct qcow2_checking *c, struct qcow2_page *p,
 /* Tables are marked before they are counted: whoever comes second sees both
  * marks, and only he reports. */
 static uint64_t mark(struct qcow2_page *p, uint64_t w, uint64_t mask,
-                     bool table, uint64_t *again)
+                     enum qcow2_use use, uint64_t *again)
 {
-    uint64_t tables = table
+    uint64_t tables = use != QCOW2_USE_ANY
         ? __atomic_fetch_or(&p->tables[w], mask, __ATOMIC_SEQ_CST) : 0;
 
     *again = mask & __atomic_fetch_or(&p->once[w], mask, __ATOMIC_SEQ_CST);
-    if (table)
+    if (use == QCOW2_USE_ACTIVE_TABLE)
+        return *again;
+    if (use == QCOW2_USE_TABLE)
         return *again & ~tables;
     return *again ? *again & __atomic_load_n(&p->tables[w], __ATOMIC_SEQ_CST)
                   : 0;
@@ -322,16 +324,18 @@ static uint64_t mark(struct qcow2_page *p, uint64_t w, uint64_t mask,
 static void overlap(struct qcow2_checking *c, struct qcow2_page *p,
                     uint64_t first, uint64_t bits)
 {
-    for (; bits; bits &= bits - 1)
+    for (; bits; bits &= bits - 1) {
+        uint64_t cluster = first + (unsigned)__builtin_ctzll(bits);
+
         img_qcow2_finding(c, &p->overlaps, "ERROR: cluster %llu is an L2 "
                           "table and something else",
-                          (unsigned long long)(first +
-                                               (unsigned)__builtin_ctzll(bits)));
+                          (unsigned long long)cluster);
+    }
 }
 
 /* n clusters from first on, all of one word. */
 static int count_word(struct qcow2_checking *c, uint64_t first, uint64_t n,
-                      bool table, struct img_error *err)
+                      enum qcow2_use use, struct img_error *err)
 {
     uint64_t at = first & (PAGE - 1), again, both;
     uint64_t mask = (n == 64 ? UINT64_MAX : (UINT64_C(1) << n) - 1)
@@ -348,7 +352,7 @@ static int count_word(struct qcow2_checking *c, uint64_t first, uint64_t n,
     }
     if (r < 0)
         return r;
-    both = mark(p, at / 64, mask, table, &again);
+    both = mark(p, at / 64, mask, use, &again);
     overlap(c, p, img_round_down(first, 64), both);
     while (again && (r = count_more(c, p, at / 64, again, err)) == -EAGAIN) {
         r = make_room(c, err);
@@ -359,7 +363,7 @@ static int count_word(struct qcow2_checking *c, uint64_t first, uint64_t n,
 }
 
 int img_qcow2_count(struct qcow2_checking *c, uint64_t first, uint64_t n,
-                    bool table, struct img_error *err)
+                    enum qcow2_use use, struct img_error *err)
 {
     uint64_t end = first + n;
     int r = 0;
@@ -369,7 +373,7 @@ int img_qcow2_count(struct qcow2_checking *c, uint64_t first, uint64_t n,
         uint64_t part = IMG_MIN(64 - first % 64, end - first);
 
         part = IMG_MIN(part, c->to - first);
-        r = count_word(c, first, part, table, err);
+        r = count_word(c, first, part, use, err);
         first += part;
     }
     if (r == 0 && end > first && end > c->to)

@@ -51,7 +51,7 @@ struct worker {                 /* one thread, with one chunk */
 /* Adds references to [off, off + len).  The last cluster may be there only in
  * part; that a whole one is missing is an error. */
 static int count(struct qcow2_checking *c, uint64_t off, uint64_t len,
-                 bool table, struct img_error *err)
+                 enum qcow2_use use, struct img_error *err)
 {
     uint64_t first = off >> c->q->cluster_bits;
     uint64_t last = (off + len - 1) >> c->q->cluster_bits;
@@ -67,7 +67,7 @@ static int count(struct qcow2_checking *c, uint64_t off, uint64_t len,
     }
     if (c->fixing_entries)
         return 0;
-    return img_qcow2_count(c, first, IMG_MIN(last + 1, c->n) - first, table,
+    return img_qcow2_count(c, first, IMG_MIN(last + 1, c->n) - first, use,
                            err);
 }
 
@@ -77,7 +77,7 @@ static int count_alone(struct qcow2_checking *c, uint64_t off, uint64_t len,
     int r;
 
     img_read_lock(&c->gate);
-    r = count(c, off, len, false, err);
+    r = count(c, off, len, QCOW2_USE_ANY, err);
     img_rw_unlock(&c->gate);
     return r;
 }
@@ -88,7 +88,8 @@ static void wrong_flag(struct qcow2_checking *c, uint64_t raw, bool copied)
 {
     img_qcow2_finding(c, img_qcow2_errors_at(c, (raw & QCOW2_OFFSET_MASK) >>
                                                 c->q->cluster_bits),
-                      "ERROR OFLAG_COPIED data cluster: l2_entry=%llx: its refcount is %s1",
+                      "ERROR OFLAG_COPIED data cluster: l2_entry=%llx: its "
+                      "refcount is %s1",
                       (unsigned long long)raw, copied ? "not " : "");
 }
 
@@ -143,7 +144,7 @@ static int end_row(struct worker *w, struct img_error *err)
     int r = 0;
 
     if (w->n)
-        r = img_qcow2_count(w->c, w->first, w->n, false, err);
+        r = img_qcow2_count(w->c, w->first, w->n, QCOW2_USE_ANY, err);
     if (r == 0 && w->n && w->w->active)
         compare_row(w);
     w->n = 0;
@@ -203,7 +204,7 @@ static int count_packed(struct worker *w, const struct qcow2_entry *e,
     w->allocated++;
     /* Compressed data are read one by one: all count as fragments. */
     w->fragmented++;
-    return count(c, e->host, e->packed_len, false, err);
+    return count(c, e->host, e->packed_len, QCOW2_USE_ANY, err);
 }
 
 static int count_plain(struct worker *w, const struct qcow2_entry *e,
@@ -219,7 +220,7 @@ static int count_plain(struct worker *w, const struct qcow2_entry *e,
         return 0;
     note_place(w, e->host);
     if (!c->q->data)
-        r = count(c, e->host, c->q->cluster_size, false, err);
+        r = count(c, e->host, c->q->cluster_size, QCOW2_USE_ANY, err);
     return r;
 }
 
@@ -361,8 +362,9 @@ static int compare_l1_flag(struct qcow2_checking *c, uint64_t entry,
     if (r == 0 && known && single != copied)
         img_qcow2_finding(c, img_qcow2_errors_at(c, off >>
                                                     c->q->cluster_bits),
-                          "ERROR OFLAG_COPIED L2 cluster: l1_index=%llu l1_entry=%llx: its "
-                          "refcount is %s1", (unsigned long long)i,
+                          "ERROR OFLAG_COPIED L2 cluster: l1_index=%llu "
+                          "l1_entry=%llx: its refcount is %s1",
+                          (unsigned long long)i,
                           (unsigned long long)entry, copied ? "not " : "");
     return r;
 }
@@ -380,7 +382,8 @@ static int walk_l1_entry(struct worker *w, uint64_t i, struct img_error *err)
                    (unsigned long long)i, (unsigned long long)entry);
     if (!is_bad_table(c, off)) {
         img_read_lock(&c->gate);
-        r = count(c, off, c->q->cluster_size, true, err);
+        r = count(c, off, c->q->cluster_size, w->w->active
+                  ? QCOW2_USE_ACTIVE_TABLE : QCOW2_USE_TABLE, err);
         if (r == 0 && w->w->active && !c->fixing_entries)
             r = compare_l1_flag(c, entry, i, err);
         if (r == 0)
