@@ -293,6 +293,25 @@ fails vimg convert -f raw --target virtualbox -o zeroed_grain=on src.raw t2.vmdk
 fails vimg convert -f raw --target esxi -o subformat=vmfsSparse src.raw t2.vmdk
 fails vimg create -f vmdk -o target=esxi,subformat=twoGbMaxExtentSparse t2.vmdk 1M
 
+# Several extents of one file: written beside each other, never over each
+# other; thousands are looked at as fast as one.
+parts() { # name, lines...
+	name=$1; shift
+	printf '%s\n' '# Disk DescriptorFile' version=1 CID=12345678 \
+		parentCID=ffffffff 'createType="monolithicFlat"' "$@" >"$name"
+}
+truncate -s 4M parts.bin
+parts two.vmdk 'RW 2048 FLAT "parts.bin" 2048' 'RW 2048 FLAT "parts.bin" 0'
+quiet vimg io -f vmdk -c 'write -P 7 512k 1M' two.vmdk
+quiet vimg io -f raw -r -c 'read -P 7 0 512k' -c 'read -P 7 1536k 512k' \
+	-c 'read -P 0 512k 1M' -c 'read -P 0 2M 2M' parts.bin
+parts over.vmdk 'RW 2048 FLAT "parts.bin" 1024' 'RW 2048 FLAT "parts.bin" 0'
+fails vimg io -f vmdk -c 'write 0 512' over.vmdk
+quiet vimg info -f vmdk over.vmdk
+parts many.vmdk $(yes 'RW_2_FLAT_"parts.bin"_0' | head -n 5000)
+tr _ ' ' <many.vmdk >spaced.vmdk
+(ulimit -t 10; quiet vimg info -f vmdk spaced.vmdk)
+
 # Images of VMware, VirtualBox and QEMU, with known content.
 if [ -e "$shared/MANIFEST.tsv" ]; then
 	grep '	vmdk	' "$shared/MANIFEST.tsv" | cut -f1,5 |

@@ -56,7 +56,8 @@ bool img_vmdk_same_file(const struct img_file *a, const struct img_file *b)
     return !strcmp(a->path, b->path);
 }
 
-/* Sparse extents allocate, so none may share its file with anything. */
+/* Sparse extents allocate, so none may share its file with anything.  Files
+ * that are the same have passed this: the first one speaks for all. */
 static int check_shared(struct img_layer *layer, unsigned file, bool sparse,
                         struct img_error *err)
 {
@@ -73,7 +74,43 @@ static int check_shared(struct img_layer *layer, unsigned file, bool sparse,
             return img_fail(err, IMG_ECORRUPT, "%s: the descriptor names %s "
                             "for two things", layer->path,
                             layer->files[file]->path);
+        break;
     }
+    return 0;
+}
+
+/* The file of an earlier flat extent of the same name: opened again, it would
+ * be locked by ourselves. */
+static bool reuse_file(struct vmdk_state *st, const struct vmdk_extent_line *e,
+                       struct vmdk_extent *x)
+{
+    for (size_t i = 0; i + 1 < st->n_extents; i++) {
+        const struct vmdk_extent *other = &st->extents[i];
+        const struct vmdk_extent_line *o = &st->text->extents[other->line];
+
+        if (other->kind != VMDK_FLAT || other->access != e->access ||
+            o->type != e->type || strcmp(o->name, e->name))
+            continue;
+        x->file = other->file;
+        return true;
+    }
+    return false;
+}
+
+/* Extents of one file that are written lie beside each other. */
+static int check_overlap(struct img_layer *layer, const struct vmdk_extent *x,
+                         struct img_error *err)
+{
+    const struct vmdk_state *st = layer->state;
+
+    for (const struct vmdk_extent *o = st->extents; o < x; o++)
+        if (o->kind == VMDK_FLAT && o->file == x->file &&
+            o->host < x->host + x->len && x->host < o->host + o->len)
+            return img_fail(err, IMG_ECORRUPT, "%s: descriptor lines %zu and "
+                            "%zu: their extents overlap in %s", layer->path,
+                            st->text->extents[o->line].line + 1,
+                            st->text->extents[x->line].line + 1,
+                            layer->files[x->file]->path);
     return 0;
 }
 
@@ -155,7 +192,8 @@ static int open_extent(struct img_layer *layer, size_t i,
     struct vmdk_state *st = layer->state;
     const struct vmdk_extent_line *e = &st->text->extents[i];
     struct vmdk_extent *x = &st->extents[st->n_extents];
-    int r;
+    bool flat, reused;
+    int r = 0;
 
     *x = (struct vmdk_extent){ .access = e->access, .line = i,
                                .start = layer->size,
@@ -172,17 +210,23 @@ static int open_extent(struct img_layer *layer, size_t i,
         return img_fail(err, ENOTSUP, "%s: extents of type %s are disks of "
                         "their own on ESXi", layer->path,
                         img_vmdk_type_name(e->type));
-    r = open_named(layer, e, x, err);
+    flat = e->type == VMDK_TYPE_FLAT || e->type == VMDK_TYPE_VMFS;
+    reused = flat && !st->closed && reuse_file(st, e, x);
+    if (!reused)
+        r = open_named(layer, e, x, err);
     if (r)
         return r;
     x->kind = VMDK_FLAT;
     if (st->closed)
         return 0;
-    if (e->type == VMDK_TYPE_FLAT || e->type == VMDK_TYPE_VMFS)
+    if (flat)
         r = open_flat(layer, e, x, err);
     else
         r = open_sparse(layer, e, x, err);
-    return r ? r : check_shared(layer, x->file, x->sparse != NULL, err);
+    if (r == 0 && layer->writable && flat && x->access == VMDK_RW)
+        r = check_overlap(layer, x, err);
+    return r || reused ? r : check_shared(layer, x->file, x->sparse != NULL,
+                                          err);
 }
 
 static int open_extents(struct img_layer *layer, struct img_error *err)

@@ -233,6 +233,10 @@ static bool is_own(const struct img_layer *layer, const struct vmdk_extent *x)
     for (unsigned i = 0; i < x->file; i++)
         if (img_vmdk_same_file(layer->files[i], f))
             return false;
+    for (size_t i = 0; i < st->n_extents; i++)
+        if (&st->extents[i] != x && st->extents[i].kind != VMDK_ZERO &&
+            st->extents[i].file == x->file)
+            return false;
     return x->sparse || (!x->host && img_file_size(f, &len, NULL) == 0 &&
                          len == x->len);
 }
