@@ -285,10 +285,6 @@ judge(put("text", 0, b"version=4\n" + flat, "z.raw"), is_raw=True)
 for f in ("qcow", "qcow2", "qed", "vdi", "vmdk", "vhdx", "vpc", "parallels"):
     run("qemu-img", "create", "-q", "-f", f, f"judged.{f}", "4M")
     judge(f"judged.{f}")
-run("qemu-img", "create", "-q", "-f", "luks", "--object",
-    "secret,id=s,data=x", "-o", "key-secret=s,iter-time=10", "judged.luks",
-    "1M")
-judge("judged.luks")
 for n, at, sign in (
         ("bochs", 0, b"Bochs Virtual HD Image".ljust(32, b"\0") +
          b"Redolog".ljust(16, b"\0") + b"Growing".ljust(16, b"\0") +
@@ -297,6 +293,7 @@ for n, at, sign in (
          b"mount -r -t iso9660 /dev/cloop $1\n"),
         ("parallels", 0, b"WithouFreSpacExt" + struct.pack("<I", 2)),
         ("vdi", 64, b"\x7f\x10\xda\xbe"), ("vpc", 0, b"conectix"),
+        ("luks", 0, b"LUKS\xba\xbe\0\1"),
         ("qcow2", 0, b"QFI\xfb\0\0\0\x09"), ("vmdk3", 0, b"COWD"),
         ("name.dmg", 0, b"\0")):
     judge(put(f"sign.{n}", at, sign, "z.raw"))
