@@ -88,6 +88,21 @@ prepare python3 -c "$share_table" t.qcow2
     done
     vimg io -c 'write 0 1k' t.qcow2 2>said && exit 1
     grep -q 'cannot be repaired' said) || wrong "a table that is data"
+# What cannot be read is given up, and said, by guest offset.
+spoil_entry='
+import struct
+with open("lost.qcow2", "r+b") as f:
+    f.seek(40)
+    f.seek(struct.unpack(">Q", f.read(8))[0])
+    f.seek((struct.unpack(">Q", f.read(8))[0] & ~(1 << 63)) + 8)
+    f.write(struct.pack(">Q", 1 << 63 | 1 << 40))
+'
+prepare qemu-img create -q -f qcow2 lost.qcow2 1M
+prepare qemu-io -c 'write 0 256k' lost.qcow2
+prepare python3 -c "$spoil_entry"
+(cd "$tmp/v"; vimg check -r all lost.qcow2 >said 2>&1
+    grep -q 'Lost: guest bytes 65536 to 131072' said && qemu-img check -q \
+        lost.qcow2) || wrong "what is lost"
 both check -r foo a.qcow2
 both check -U a.qcow2
 both check -T none a.qcow2
