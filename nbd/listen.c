@@ -150,6 +150,22 @@ int nbd_listen_vsock(struct nbd_listeners *l, const char *cid,
     return nbd_fail(err, code, "vsock port %s: %s", port, strerror(code));
 }
 
+static int check_activated(int fd, struct img_error *err)
+{
+    int listens = 0;
+    socklen_t len = sizeof listens;
+
+    if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &len) < 0 ||
+        fcntl(fd, F_SETFD, FD_CLOEXEC) < 0 ||
+        fcntl(fd, F_SETFL, O_NONBLOCK) < 0)
+        return nbd_fail(err, errno, "LISTEN_FDS: descriptor %d: %s", fd,
+                        strerror(errno));
+    if (!listens)
+        return nbd_fail(err, EINVAL, "LISTEN_FDS: descriptor %d: the socket "
+                        "does not listen", fd);
+    return 0;
+}
+
 int nbd_listen_activated(struct nbd_listeners *l, struct img_error *err)
 {
     const char *pid = getenv("LISTEN_PID"), *fds = getenv("LISTEN_FDS");
@@ -165,13 +181,9 @@ int nbd_listen_activated(struct nbd_listeners *l, struct img_error *err)
     unsetenv("LISTEN_FDS");
     unsetenv("LISTEN_FDNAMES");
     for (int i = 0; i < n && ret == 0; i++) {
-        int fd = FIRST_ACTIVATED + i;
-
-        if (fcntl(fd, F_SETFD, FD_CLOEXEC) < 0 ||
-            fcntl(fd, F_SETFL, O_NONBLOCK) < 0)
-            return nbd_fail(err, errno, "LISTEN_FDS: descriptor %d: %s", fd,
-                            strerror(errno));
-        ret = add(l, fd, err);
+        ret = check_activated(FIRST_ACTIVATED + i, err);
+        if (ret == 0)
+            ret = add(l, FIRST_ACTIVATED + i, err);
     }
     return ret;
 }

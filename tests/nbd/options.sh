@@ -110,6 +110,17 @@ for i in range(2):
     assert b"size:  1048576" in out, out
 os.kill(pid, 15)
 assert os.waitpid(pid, 0)[1] == 0
+# What is no listening socket would be accepted from for ever.
+for wrong in socket.socket(socket.AF_UNIX), open("/dev/null"):
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(wrong.fileno(), 3)
+        os.dup2(os.open(tmp + "/said", os.O_CREAT | os.O_WRONLY), 2)
+        os.environ["LISTEN_FDS"] = "1"
+        os.environ["LISTEN_PID"] = str(os.getpid())
+        os.execvp("vimg-nbd", ["vimg-nbd", "-f", "raw", tmp + "/disk.raw"])
+    assert os.waitpid(pid, 0)[1] == 1 << 8
+    assert "descriptor 3" in open(tmp + "/said").read()
 END
 [ $? = 0 ] || die "socket activation"
 
