@@ -7,8 +7,8 @@
 Each row is run A B A B ...; the table has medians of wall time, CPU time
 (user and system), peak memory and size of the output, the ratio vimg /
 qemu-img of the wall times and the goal for it.  A row that has taken ENOUGH
-seconds is not run again.  BENCH_MARKDOWN gets the same as Markdown.  What either made is opened by qemu-img and
-compared with the source.  The rows on metadata at scale are in meta.py,
+seconds is not run again.  BENCH_MARKDOWN gets the same as Markdown.  What
+either made is opened by qemu-img and compared with the source.  The rows on metadata at scale are in meta.py,
 those on file systems in disk.py.
 """
 import os
@@ -18,7 +18,7 @@ import sys
 import tempfile
 
 from common import (MIB, PEER, VIMG, enough, folder_for, head, human, line,
-                    markdown, quiet, run, size_of, text_of)
+                    markdown, quiet, run, size_of, text_of, warm)
 import disk
 import meta
 
@@ -159,6 +159,7 @@ class Bench:
         if argv[0] == "+sync":
             prefix = ["sh", "-c", '"$@" && sync "$0"', self.out, program]
             argv = argv[1:]
+        warm()
         result = run(prefix + [a.format(out=self.out, **self.paths)
                                for a in argv])
         size = os.stat(self.out).st_blocks * 512 if output else 0
