@@ -7,9 +7,9 @@
  * Errors.  Every function that can fail returns 0 (or a count) on success and
  * a negative errno value on failure, and explains itself in *err if err is
  * not NULL.  The codes are -EINVAL, -ENOTSUP, -ENOENT, -EACCES, -EROFS,
- * -EBUSY (locked by another program, or others depend on it), -ENOSPC, -EFBIG, -EIO, -ENOMEM,
- * -ECANCELED, -EEXIST and -IMG_ECORRUPT; the operating system may add others
- * for a file that cannot be opened.
+ * -EBUSY (locked by another program, or others depend on it), -ENOSPC, -EFBIG,
+ * -EIO, -ENOMEM, -ECANCELED, -EEXIST and -IMG_ECORRUPT; the operating system
+ * may add others for a file that cannot be opened.
  *
  * Threads.  Any number of threads may use one disk at once, except where a
  * function says otherwise.  img_close must be the last call.

@@ -132,7 +132,8 @@ static int open_backing(struct making *m, struct img_error *err)
         strncmp(m->opts.backing, "file:", 5) &&
         !img_nbd_is_uri(m->opts.backing))
         return img_fail(err, ENOTSUP, "%s: the backing file '%s' is neither "
-                        "a plain file nor an NBD server", m->pub.build.path, m->opts.backing);
+                        "a plain file nor an NBD server", m->pub.build.path,
+                        m->opts.backing);
     path = img_path_beside(m->pub.build.path, m->opts.backing);
     if (!path)
         return img_fail_nomem(err);

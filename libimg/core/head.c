@@ -4,8 +4,8 @@
  * format's header, the next program that guesses would follow it, to a
  * backing file of the guest's choice for example.  So nothing is written that
  * would make the guess come out otherwise.  QEMU does so for block 0; here it
- * holds for all bytes that guessing looks at, which are the first ones alone: what
- * is at the end of the file (a fixed VHD's footer) only makes a warning.
+ * holds for all bytes that guessing looks at, which are the first ones alone:
+ * what is at the end of the file (a fixed VHD's footer) only makes a warning.
  *
  * head_lock is held from the look to the end of the write, so that two writes
  * cannot do together what neither may do alone; it comes before any range.

@@ -29,7 +29,9 @@ static int look_at_head(struct img_file *file, struct look *k,
 
     if (r < 0)
         return r;
-    *k = (struct look){ .len = (size_t)IMG_MIN(size, (uint64_t)IMG_PROBE_BYTES) };
+    *k = (struct look){
+        .len = (size_t)IMG_MIN(size, (uint64_t)IMG_PROBE_BYTES)
+    };
     k->head = calloc(1, IMG_PROBE_BYTES);
     if (!k->head)
         return img_fail_nomem(err);

@@ -69,7 +69,8 @@ static int transfer(struct img_file *f, bool write, void *buf, uint64_t len,
     while (len && ret == 0) {
         uint64_t n = IMG_MIN(len, s->piece);
         struct img_nbd_request r = {
-            .op = write ? IMG_NBD_WRITE : IMG_NBD_READ, .buf = buf, .off = off, .len = n
+            .op = write ? IMG_NBD_WRITE : IMG_NBD_READ, .buf = buf,
+            .off = off, .len = n
         };
 
         ret = run(f, &r, err);
@@ -322,8 +323,8 @@ static struct img_nbd_extents *extents_new(void)
 }
 
 /* The answer for off from what is known, if it is. */
-static bool look_up(const struct img_nbd_extents *k, uint64_t off, uint64_t len,
-                    bool *is_data, uint64_t *run)
+static bool look_up(const struct img_nbd_extents *k, uint64_t off,
+                    uint64_t len, bool *is_data, uint64_t *run)
 {
     uint64_t at = k->off;
     unsigned i = 0;
@@ -349,8 +350,8 @@ static int ask(struct img_file *f, struct img_nbd_extents *k, uint64_t off,
     uint64_t end = IMG_MIN(off + len, s->facts.size);
     struct img_nbd_request r = {
         .op = IMG_NBD_STATUS, .off = from, .extents = k,
-        .len = IMG_MIN(IMG_MIN(img_round_up(end, f->align), s->facts.size) - from,
-                       (uint64_t)ZERO_PIECE)
+        .len = IMG_MIN(IMG_MIN(img_round_up(end, f->align),
+                               s->facts.size) - from, (uint64_t)ZERO_PIECE)
     };
 
     return run(f, &r, err);

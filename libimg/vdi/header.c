@@ -202,7 +202,8 @@ bool img_vdi_uuid_derived(const char *const *settings, enum vdi_type type,
         return false;
     text = strchr(text, ':');
     snprintf(word, sizeof word, "VDI %u, %llu bytes by %u: %s",
-             (unsigned)type, (unsigned long long)size, block_size, text ? text + 1 : "");
+             (unsigned)type, (unsigned long long)size, block_size,
+             text ? text + 1 : "");
     img_vdi_uuid_derive(parent, word, uuid);
     return true;
 }

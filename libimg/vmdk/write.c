@@ -451,7 +451,8 @@ static int unmap_entries(struct img_layer *layer, struct vmdk_sparse *s,
     img_write_lock(&st->lock);
     for (k = 0; k < n; k++) {
         kind = img_vmdk_grain(s, slices[0]->data, i + k, &host);
-        if (kind == VMDK_GRAIN_BAD || (how == IMG_UNMAP_ZERO_KEEP && kind == VMDK_GRAIN_DATA))
+        if (kind == VMDK_GRAIN_BAD ||
+            (how == IMG_UNMAP_ZERO_KEEP && kind == VMDK_GRAIN_DATA))
             break;
         if (kind == VMDK_GRAIN_DATA && note_freed(s, g, i + k, host)) {
             r = img_fail_nomem(err);
