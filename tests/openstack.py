@@ -34,7 +34,7 @@ def load_inspector():
         run("dpkg", "-x", glob.glob("python3-glance*.deb")[0], "glance")
     except (OSError, IndexError, subprocess.CalledProcessError):
         print("SKIP: python3-glance cannot be fetched")
-        sys.exit(77)
+        sys.exit(1 if os.environ.get("VIMG_CI") == "1" else 77)
 
     class Quiet:
         def __getattr__(self, name):

@@ -77,7 +77,8 @@ int img_amend(struct img_disk *d, const char *const *settings,
               const struct img_job *job, struct img_error *err)
 {
     const struct img_layer *l = d->chain->layers[0];
-    uint64_t size = l->size;
+    bool resized = img_setting(settings, "size");
+    uint64_t size = 0;
     int r;
 
     if (!l->writable)
@@ -90,7 +91,7 @@ int img_amend(struct img_disk *d, const char *const *settings,
         r = amend_format(d, settings, job, err);
     if (r == 0)
         r = amend_backing(d, settings, err);
-    if (r == 0 && size != l->size)
+    if (r == 0 && resized && size != img_size(d))
         r = img_resize(d, size, false, IMG_PREALLOC_OFF, job, err);
     return r;
 }
