@@ -88,6 +88,13 @@ static void lay_out(struct dd *dd, struct img_disk *from)
     dd->size = (dd->length + 511) & ~UINT64_C(511);
 }
 
+/* A pipe gets the bytes that were asked for; files have whole sectors. */
+static uint64_t new_size(const struct dd *dd, const char *format,
+                         bool to_stdout)
+{
+    return to_stdout && !strcmp(format, "raw") ? dd->length : dd->size;
+}
+
 static int copy(const struct dd *dd, struct img_disk *from, bool to_stdout,
                 struct img_error *err)
 {
@@ -96,7 +103,7 @@ static int copy(const struct dd *dd, struct img_disk *from, bool to_stdout,
     int r;
 
     create.format = args.format ? args.format : "raw";
-    create.disk_size = dd->size;
+    create.disk_size = new_size(dd, create.format, to_stdout);
     create.has_size = true;
     opts.create = &create;
     opts.warn = warn_line;

@@ -142,12 +142,26 @@ static int report(struct img_team *c, const struct img_job *job)
     return job->progress(job->opaque, done, total);
 }
 
+static int refuse_to_go_on(struct img_error *err)
+{
+    return img_fail(err, ECANCELED, "Stopped on request");
+}
+
 static void cancel(struct img_team *c)
 {
     struct img_error why;
+    int r = refuse_to_go_on(&why);
 
-    img_fail(&why, ECANCELED, "Stopped on request");
-    stop(c, -ECANCELED, &why);
+    stop(c, r, &why);
+}
+
+int img_pace_tell(struct img_pace *p, struct img_error *err)
+{
+    if (!p->job || !p->job->progress || elapsed_ms(&p->told) < REPORT_MS)
+        return 0;
+    clock_gettime(CLOCK_MONOTONIC, &p->told);
+    return p->job->progress(p->job->opaque, p->done, p->total)
+           ? refuse_to_go_on(err) : 0;
 }
 
 /* ---- running ----------------------------------------------------------- */

@@ -40,6 +40,16 @@ unsigned img_team_size(const struct img_job *job, unsigned most, bool waiting);
 int img_team_run(const struct img_job *job, unsigned n, uint64_t total,
                  img_team_step *step, void *opaque, struct img_error *err);
 
+/* Long work on the calling thread. */
+struct img_pace {
+    const struct img_job *job;
+    uint64_t done, total;
+    struct timespec told;       /* begins as zeros */
+};
+
+/* Tells the job, not too often; -ECANCELED: it wants no more. */
+int img_pace_tell(struct img_pace *pace, struct img_error *err);
+
 /* For step: so many more bytes are done; keeps to the job's rate. */
 void img_team_add(struct img_team *team, uint64_t bytes);
 bool img_team_stopped(struct img_team *team);

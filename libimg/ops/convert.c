@@ -48,18 +48,19 @@ int img_convert_check_size(struct img_convert *cv, struct img_error *err)
 {
     uint64_t size = cv->copy.source.size;
     struct img_create_options *c = &cv->create;
+    int r = 0;
 
-    if (!c->has_size && !c->disk_size && img_setting(c->settings, "size"))
-        return 0;               /* looked at when the target is open */
-    if (!c->has_size && !c->disk_size)
+    if (!c->has_size && !c->disk_size) {
         c->disk_size = size;
+        r = img_setting_size(c->settings, "size", &c->disk_size, err);
+    }
     c->has_size = true;
-    if (c->disk_size < size)
+    if (r == 0 && c->disk_size < size)
         return img_fail(err, EINVAL, "The target, %llu bytes, is smaller "
                         "than the source, %llu bytes",
                         (unsigned long long)c->disk_size,
                         (unsigned long long)size);
-    return 0;
+    return r;
 }
 
 static int cut_source(struct img_convert *cv, struct img_error *err)

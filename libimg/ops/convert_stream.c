@@ -11,7 +11,11 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-struct fd_writer { int fd; };
+struct fd_writer {
+    int fd;
+    bool workers;               /* they write; and somebody else watches */
+    struct img_pace pace;
+};
 
 static int write_to_fd(void *opaque, const void *buf, size_t len,
                        struct img_error *err)
@@ -20,7 +24,12 @@ static int write_to_fd(void *opaque, const void *buf, size_t len,
     const char *from = buf;
 
     while (len) {
-        ssize_t n = write(w->fd, from, len);
+        int r = w->workers ? 0 : img_pace_tell(&w->pace, err);
+        ssize_t n;
+
+        if (r < 0)
+            return r;
+        n = write(w->fd, from, len);
 
         if (n < 0 && errno == EINTR)
             continue;
@@ -39,6 +48,19 @@ static const char *backing_of(const struct img_convert *cv)
     if (!name)
         name = img_setting(cv->create.settings, "backing_file");
     return name && *name ? name : NULL;
+}
+
+/* The workers write meanwhile. */
+static int copy_to_fd(struct img_convert *cv, struct fd_writer *w,
+                      struct img_error *err)
+{
+    int r;
+
+    w->workers = true;
+    r = img_copy_run(&cv->copy, cv->job, err);
+    w->workers = false;
+    w->pace.done = w->pace.total;
+    return r;
 }
 
 /* What a stream carries has no folder. */
@@ -126,8 +148,8 @@ static bool maps_will_do(const struct img_convert *cv,
                       rests_on(cv, base)));
 }
 
-static int write_by_plan(struct img_convert *cv, const struct img_runs *plan,
-                         struct img_error *err)
+static int write_by_plan(struct img_convert *cv, struct fd_writer *w,
+                         const struct img_runs *plan, struct img_error *err)
 {
     struct img_copy *c = &cv->copy;
     int r = c->sink_ops->plan(c->sink, plan, err);
@@ -135,18 +157,19 @@ static int write_by_plan(struct img_convert *cv, const struct img_runs *plan,
     if (r < 0)
         return r;
     c->plan = plan;
-    r = img_copy_run(c, cv->job, err);
+    r = copy_to_fd(cv, w, err);
     if (r == 0 && !c->salvage)
-        r = img_plan_still_holds(c, err);
+        r = img_plan_still_holds(c, &w->pace, err);
     if (r == 0)
         r = c->sink_ops->finish(c->sink, err);
     c->plan = NULL;
     return r;
 }
 
-/* -ENOTSUP, and nothing is written: a file has to be made first. */
+/* Not *begun: nothing is written; then -ENOTSUP: a file has to be made
+ * first. */
 static int plan_and_write(struct img_convert *cv, struct img_making *m,
-                          img_write_fn *write, void *opaque,
+                          struct fd_writer *w, bool *begun,
                           struct img_error *err)
 {
     enum { PLAN_MAX = 64 << 20 };
@@ -157,15 +180,16 @@ static int plan_and_write(struct img_convert *cv, struct img_making *m,
 
     if (!maps_will_do(cv, m))
         return -ENOTSUP;
-    r = ops->begin(&m->build, write, opaque, &c->sink, err);
+    r = ops->begin(&m->build, write_to_fd, w, &c->sink, err);
     if (r < 0)
         return r;
     prepare_sink(cv);
-    r = img_plan_make(c, &plan, err);
+    r = img_plan_make(c, &w->pace, &plan, err);
+    *begun = r == 0;
     if (r == -EFBIG)
         r = -ENOTSUP;
     else if (r == 0)
-        r = write_by_plan(cv, &plan, err);
+        r = write_by_plan(cv, w, &plan, err);
     img_runs_free(&plan);
     ops->free(c->sink);
     c->sink = NULL;
@@ -174,7 +198,7 @@ static int plan_and_write(struct img_convert *cv, struct img_making *m,
 
 /* The backing file of the new image shows through what is not written. */
 static int stream_planned(struct img_convert *cv, struct img_making *m,
-                          img_write_fn *write, void *opaque,
+                          struct fd_writer *w, bool *begun,
                           struct img_error *err)
 {
     struct img_copy *c = &cv->copy;
@@ -184,15 +208,28 @@ static int stream_planned(struct img_convert *cv, struct img_making *m,
 
     r = refuse_relative(cv, err);
     if (r < 0 || !m->build.backing)
-        return r < 0 ? r : plan_and_write(cv, m, write, opaque, err);
+        return r < 0 ? r : plan_and_write(cv, m, w, begun, err);
     img_io_init(&io, img_making_backing(m));
     r = img_source_one(&base, &io, 0, c->source.size, err);
     c->base = &base;
     if (r == 0)
-        r = plan_and_write(cv, m, write, opaque, err);
+        r = plan_and_write(cv, m, w, begun, err);
     c->base = NULL;
     img_source_free(&base);
     img_io_destroy(&io);
+    return r;
+}
+
+static int zeros_to_fd(struct fd_writer *w, uint64_t len,
+                       struct img_error *err)
+{
+    static const uint8_t zeros[64 << 10];
+    int r = 0;
+
+    for (uint64_t n; r == 0 && len; len -= n) {
+        n = IMG_MIN(len, (uint64_t)sizeof zeros);
+        r = write_to_fd(w, zeros, (size_t)n, err);
+    }
     return r;
 }
 
@@ -201,6 +238,7 @@ static int stream_raw(struct img_convert *cv, struct fd_writer *w,
                       struct img_error *err)
 {
     struct img_copy *c = &cv->copy;
+    int r;
 
     if (cv->opts.compress)
         return img_fail(err, ENOTSUP, "Format %s cannot be compressed",
@@ -210,7 +248,9 @@ static int stream_raw(struct img_convert *cv, struct fd_writer *w,
     c->unit = 64 << 10;
     c->write = write_to_fd;
     c->write_opaque = w;
-    return img_copy_run(c, cv->job, err);
+    r = copy_to_fd(cv, w, err);
+    return r == 0 ? zeros_to_fd(w, cv->create.disk_size - c->source.size, err)
+                  : r;
 }
 
 static int stream_file(struct img_file *f, struct fd_writer *w,
@@ -277,6 +317,7 @@ static int stream_made(struct img_convert *cv, struct fd_writer *w,
         r = img_making_open(m, &to, err);
     if (r == 0) {
         r = img_convert_to_disk(cv, to, true, err);
+        w->pace.done = w->pace.total;
         closed = img_close(to, r < 0 ? NULL : err);
         r = r < 0 ? r : closed;
     }
@@ -303,10 +344,13 @@ static int convert_stream(struct img_convert *cv, struct fd_writer *w,
     r = img_making_begin(NULL, &cv->create, &m, err);
     if (r < 0)
         return r;
-    if (cv->format->sink->plan)
-        r = stream_planned(cv, m, write_to_fd, w, err);
-    else
+    if (cv->format->sink->plan) {
+        r = stream_planned(cv, m, w, &begun, err);
+    } else {
+        w->workers = true;
         r = img_convert_to_sink(cv, m, write_to_fd, w, &begun, err);
+    }
+    w->workers = false;
     img_making_abandon(m);
     return r == -ENOTSUP && !begun ? stream_made(cv, w, err) : r;
 }
@@ -315,13 +359,14 @@ int img_convert_fd(struct img_disk *const *from, size_t n_from, int fd,
                    const struct img_convert_options *opts,
                    const struct img_job *job, struct img_error *err)
 {
-    struct fd_writer w = { fd };
+    struct fd_writer w = { .fd = fd, .pace = { .job = job } };
     struct img_convert cv;
     struct stat st;
     int r = img_convert_begin(&cv, from, n_from, opts, job, err);
 
     if (r == 0 && fstat(fd, &st) == 0)
         r = img_convert_refuse_source(&cv, &st, "the output", err);
+    w.pace.total = cv.copy.source.size;
     if (r == 0)
         r = convert_stream(&cv, &w, err);
     img_convert_end(&cv);

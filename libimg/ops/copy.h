@@ -117,11 +117,12 @@ int img_copy_look(struct img_copy *copy, uint64_t off, uint64_t *end,
                   enum img_content *need, struct img_error *err);
 
 /* plan.c: all that the maps say.  -EFBIG: it takes too much memory. */
-int img_plan_make(struct img_copy *copy, struct img_runs *plan,
-                  struct img_error *err);
+int img_plan_make(struct img_copy *copy, struct img_pace *pace,
+                  struct img_runs *plan, struct img_error *err);
 /* After copying by a plan: -EIO where the source has something now that the
  * plan does not know of. */
-int img_plan_still_holds(struct img_copy *copy, struct img_error *err);
+int img_plan_still_holds(struct img_copy *copy, struct img_pace *pace,
+                         struct img_error *err);
 
 /* claim.c: the next claim; *len 0 = none is left.  shared says that the
  * claim is one stretch of blocks to share (*st), zero that it is all

@@ -11,15 +11,19 @@
 #include <stdlib.h>
 #include <string.h>
 
-int img_plan_make(struct img_copy *c, struct img_runs *plan,
-                  struct img_error *err)
+enum { PIECE = 1 << 20 };
+
+int img_plan_make(struct img_copy *c, struct img_pace *pace,
+                  struct img_runs *plan, struct img_error *err)
 {
     enum img_content what;
     uint64_t end;
     int r = 0;
 
     for (uint64_t off = 0; r == 0 && off < c->source.size; off = end) {
-        r = img_copy_look(c, off, &end, &what, err);
+        r = img_pace_tell(pace, err);
+        if (r == 0)
+            r = img_copy_look(c, off, &end, &what, err);
         if (r == 0)
             r = img_runs_add(plan, img_div_up(end - off, c->unit), what,
                              err);
@@ -29,20 +33,22 @@ int img_plan_make(struct img_copy *c, struct img_runs *plan,
 
 /* Does the source still show there what the target shows, to which nothing
  * (NONE) or zeros were written?  b has room for two pieces. */
-static int compare(struct img_copy *c, uint64_t off, uint64_t end,
-                   enum img_content planned, uint8_t *b, size_t piece,
+static int compare(struct img_copy *c, struct img_pace *pace, uint64_t off,
+                   uint64_t end, enum img_content planned, uint8_t *b,
                    struct img_error *err)
 {
     bool base = planned == IMG_CONTENT_NONE && c->base;
     int r = 0;
 
     while (r == 0 && off < end) {
-        size_t n = (size_t)IMG_MIN((uint64_t)piece, end - off);
+        size_t n = (size_t)IMG_MIN((uint64_t)PIECE, end - off);
 
-        r = img_source_read(&c->source, b, n, off, err);
+        r = img_pace_tell(pace, err);
+        if (r == 0)
+            r = img_source_read(&c->source, b, n, off, err);
         if (r == 0 && base)
-            r = img_source_read(c->base, b + piece, n, off, err);
-        if (r == 0 && (base ? memcmp(b, b + piece, n) != 0
+            r = img_source_read(c->base, b + PIECE, n, off, err);
+        if (r == 0 && (base ? memcmp(b, b + PIECE, n) != 0
                             : !img_is_zero(b, n)))
             r = img_fail(err, EIO, "The source was written to while it was "
                          "read, behind offset %llu: what was written out is "
@@ -52,9 +58,9 @@ static int compare(struct img_copy *c, uint64_t off, uint64_t end,
     return r;
 }
 
-int img_plan_still_holds(struct img_copy *c, struct img_error *err)
+int img_plan_still_holds(struct img_copy *c, struct img_pace *pace,
+                         struct img_error *err)
 {
-    enum { PIECE = 1 << 20 };
     struct img_runs_at at = { .runs = c->plan };
     uint8_t *b = malloc(2 * PIECE);
     uint64_t off = 0, end;
@@ -65,11 +71,13 @@ int img_plan_still_holds(struct img_copy *c, struct img_error *err)
     while (r == 0 && off < c->source.size && img_runs_more(&at)) {
         uint64_t run = off + at.left * c->unit;
 
-        if (at.kind != IMG_CONTENT_DATA) {
+        if (at.kind != IMG_CONTENT_DATA)
+            r = img_pace_tell(pace, err);
+        if (r == 0 && at.kind != IMG_CONTENT_DATA) {
             r = img_copy_look(c, off, &end, &what, err);
             run = IMG_MIN(run, end);
             if (r == 0 && what != (enum img_content)at.kind)
-                r = compare(c, off, run, (enum img_content)at.kind, b, PIECE,
+                r = compare(c, pace, off, run, (enum img_content)at.kind, b,
                             err);
         }
         at.left -= img_div_up(run - off, c->unit);

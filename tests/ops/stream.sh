@@ -107,6 +107,16 @@ straight convert -O qcow2 -o size=50M a.raw -
 good 'larger than the source' raw a.raw
 [ "$(qemu-img info --output=json out | python3 -c 'import json, sys
 print(json.load(sys.stdin)["virtual-size"])')" = 52428800 ] || die size
+straight convert -O raw -o size=50M a.raw -
+cp a.raw larger; truncate -s 50M larger
+cmp out larger || die 'larger than the source, raw'
+# Smaller is refused, whoever says so.
+for f in raw qcow2 vdi vmdk; do
+    o=; [ $f != vmdk ] || o='-o subformat=streamOptimized'
+    "$builddir/tests/ops/imgop" convert $o -o size=1M raw:a.raw $f:- >out 2>err &&
+        die "smaller than the source, $f"
+    [ ! -s out ] && grep -q 'smaller than the source' err || die "smaller: $f: $(cat err)"
+done
 
 # Over a backing file that the source rests on; the same and other versions.
 qemu-img create -q -f qcow2 -b "$tmp/a.raw" -F raw mid.qcow2 45M
@@ -174,6 +184,24 @@ r=0; live 7 || r=$?
 live 0 || die "zeros into a live source: $(cat err)"
 good 'zeros into a live source' raw live.raw
 
+# What goes wrong when the pipe has the tables already is no reason to begin
+# anew: 95 is EOPNOTSUPP.
+head -c 8M /dev/urandom >random.raw
+shim="$builddir/tests/.libs/shim.so"
+if [ -e "$shim" ] && ! grep -q enable-asan "$builddir/config.log"; then
+    came=0
+    for n in 3 5 8; do
+        r=0
+        SHIM_FAULT=1:95:$n SHIM_REPORT="$tmp/report" LD_PRELOAD=$shim \
+            "$builddir/tests/ops/imgop" convert -j 1 raw:random.raw qcow2:- >out 2>err || r=$?
+        case $(cat report) in 0) continue ;; esac
+        came=$((came + 1))
+        [ $r = 1 ] && [ $(stat -c %s out) -lt 9000000 ] ||
+            die "read $n fails: $r, $(stat -c %s out) bytes: $(cat err)"
+    done
+    [ $came -ge 2 ] || die 'no fault came'
+fi
+
 # A mebibyte here and there on 1 TiB, in little memory.
 truncate -s 1T big.raw
 for g in 0 1 300 777 1023; do
@@ -190,3 +218,13 @@ print(used, "KiB")
 sys.exit(p.returncode or (not sanitized and used > 64 << 10))
 EOF
 good '1 TiB' raw big.raw
+
+# Whoever wants no more is heard while the maps are walked, and when what was
+# made in a file is sent.
+"$builddir/tests/ops/imgop" convert -x 0 raw:big.raw qcow2:- >out 2>err && die 'stop at once'
+[ ! -s out ] && grep -q 'Stopped on request' err || die "stop at once: $(cat err)"
+for f in 'qcow2 -S 4096' vdi; do
+    r=0
+    "$builddir/tests/ops/imgop" convert -x 8388608 ${f#"${f%% *}"} raw:random.raw ${f%% *}:- >out 2>err || r=$?
+    [ $r = 3 ] && [ ! -s out ] || die "stop, $f: $r $(cat err)"
+done
