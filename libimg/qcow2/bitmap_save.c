@@ -25,6 +25,10 @@ static int free_old(void *opaque, uint64_t off, uint64_t len)
     const struct freeing *f = opaque;
     int r;
 
+    /* Of a bitmap that cannot be used nobody has looked at the table: what is
+     * no place is left to a check, as a leak at most. */
+    if (!img_is_aligned(off, f->q->cluster_size) || off >= f->q->end)
+        return 0;
     img_lock(&f->q->lock);
     r = img_qcow2_free_later(f->q, off, len, true, f->err);
     img_unlock(&f->q->lock);

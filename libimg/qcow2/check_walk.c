@@ -479,32 +479,23 @@ static int walk_l1(struct qcow2_checking *c, const uint64_t *l1,
     return r;
 }
 
-static uint64_t snapshot_bytes(const struct qcow2_snapshot *s)
-{
-    uint64_t extra = s->has_icount ? 24 + s->more_len : s->has_size ? 16 : 8;
-
-    return img_round_up(40 + extra + strlen(s->id) + strlen(s->name), 8);
-}
-
 static int walk_snapshots(struct qcow2_checking *c, struct img_error *err)
 {
     struct qcow2 *q = c->q;
-    uint64_t bytes = 0;
     int r = 0;
 
     for (uint32_t i = 0; i < q->n_snapshots && r == 0; i++) {
         const struct qcow2_snapshot *s = &q->snapshots[i];
         uint64_t *l1;
 
-        bytes += snapshot_bytes(s);
         r = img_qcow2_read_table(q, s->l1_offset, s->l1_size, &l1, err);
         if (r < 0)
             break;
         r = walk_l1(c, l1, s->l1_offset, s->l1_size, false, err);
         free(l1);
     }
-    if (r == 0 && bytes)
-        r = count_alone(c, q->h.snapshots_offset, bytes, err);
+    if (r == 0 && q->snapshots_bytes)
+        r = count_alone(c, q->h.snapshots_offset, q->snapshots_bytes, err);
     return r;
 }
 
@@ -593,18 +584,17 @@ static void alone(struct qcow2_checking *c, uint64_t off, uint64_t len,
 static void look_for_overlaps(struct qcow2_checking *c)
 {
     const struct qcow2 *q = c->q;
-    uint64_t bytes = 0;
 
     alone(c, 0, q->cluster_size, "the header");
     alone(c, q->h.l1_offset, (uint64_t)q->h.l1_size * 8, "the L1 table");
     for (uint32_t i = 0; i < q->n_snapshots; i++) {
         const struct qcow2_snapshot *s = &q->snapshots[i];
 
-        bytes += snapshot_bytes(s);
         alone(c, s->l1_offset, (uint64_t)s->l1_size * 8,
               "a snapshot's L1 table");
     }
-    alone(c, q->h.snapshots_offset, bytes, "the snapshot table");
+    alone(c, q->h.snapshots_offset, q->snapshots_bytes,
+          "the snapshot table");
 }
 
 int img_qcow2_check_walk(struct qcow2_checking *c, struct img_error *err)

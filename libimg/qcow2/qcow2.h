@@ -177,6 +177,8 @@ struct qcow2 {
 
     struct qcow2_snapshot *snapshots;
     uint32_t n_snapshots;
+    uint64_t snapshots_bytes;   /* of the table in the file, which others may
+                                   have written with shorter entries */
     struct qcow2_bitmaps *bitmaps;
 };
 

@@ -176,5 +176,6 @@ int img_qcow2_snapshots_load(struct qcow2 *q, struct img_error *err)
             return r;
         at = IMG_MIN(at + used, len);
     }
+    q->snapshots_bytes = at;
     return 0;
 }

@@ -71,10 +71,10 @@ static int take_row(struct qcow2 *q, uint64_t bytes, uint64_t *off,
 
 /* Writes the list in q->snapshots to a new place, switches the header to it
  * and gives the old place back. */
-static int write_table(struct qcow2 *q, uint64_t old_bytes,
-                       struct img_error *err)
+static int write_table(struct qcow2 *q, struct img_error *err)
 {
     uint64_t bytes = 0, off = 0, old = q->h.snapshots_offset;
+    uint64_t old_bytes = q->snapshots_bytes;
     img_autofree uint8_t *buf = NULL;
     uint8_t field[12], *at;
     int r = 0;
@@ -108,6 +108,7 @@ static int write_table(struct qcow2 *q, uint64_t old_bytes,
      * no reference that either list needs may be dropped then. */
     q->h.n_snapshots = q->n_snapshots;
     q->h.snapshots_offset = off;
+    q->snapshots_bytes = bytes;
     r = img_file_sync(q->file, err);
     if (r < 0)
         return r;
@@ -115,15 +116,6 @@ static int write_table(struct qcow2 *q, uint64_t old_bytes,
     r = old_bytes ? img_qcow2_give_back(q, old, old_bytes, err) : 0;
     img_unlock(&q->lock);
     return r;
-}
-
-static uint64_t table_bytes(const struct qcow2 *q)
-{
-    uint64_t bytes = 0;
-
-    for (uint32_t i = 0; i < q->n_snapshots; i++)
-        bytes += entry_bytes(&q->snapshots[i]);
-    return bytes;
 }
 
 /* ---- create ------------------------------------------------------------ */
@@ -216,7 +208,6 @@ static int unshare_active(struct qcow2 *q, const struct qcow2_snapshot *s)
 
 static int create(struct qcow2 *q, const char *name, struct img_error *err)
 {
-    uint64_t old_bytes = table_bytes(q);
     struct qcow2_snapshot s;
     int r;
 
@@ -243,7 +234,7 @@ static int create(struct qcow2 *q, const char *name, struct img_error *err)
     if (r == 0)
         r = img_qcow2_share_flags(q, NULL, 0, err);
     if (r == 0)
-        r = write_table(q, old_bytes, err);
+        r = write_table(q, err);
     if (r < 0 && q->h.n_snapshots < q->n_snapshots) {
         /* The header does not name it: the references can go again. */
         q->n_snapshots--;
@@ -259,7 +250,7 @@ static int create(struct qcow2 *q, const char *name, struct img_error *err)
 static int remove_entry(struct qcow2 *q, struct qcow2_snapshot *s,
                         struct img_error *err)
 {
-    uint64_t old_bytes = table_bytes(q), index = (uint64_t)(s - q->snapshots);
+    uint64_t index = (uint64_t)(s - q->snapshots);
     struct qcow2_snapshot gone = *s;
     uint64_t *l1;
     int r = img_qcow2_read_table(q, s->l1_offset, s->l1_size, &l1, err);
@@ -268,7 +259,7 @@ static int remove_entry(struct qcow2 *q, struct qcow2_snapshot *s,
         return r;
     memmove(s, s + 1, (q->n_snapshots - index - 1) * sizeof *s);
     q->n_snapshots--;
-    r = write_table(q, old_bytes, err);
+    r = write_table(q, err);
     if (r < 0 && q->h.n_snapshots > q->n_snapshots) {
         memmove(s + 1, s, (q->n_snapshots - index) * sizeof *s);
         *s = gone;
