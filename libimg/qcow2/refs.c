@@ -352,6 +352,16 @@ static int switch_table(struct qcow2 *q, uint64_t old_entries, uint64_t host,
                                 q->cluster_bits, false, err);
 }
 
+/* Nothing on the disk knows the blocks of a table that was not switched to,
+ * and what lies behind the old one is not its: forget them. */
+static void forget_blocks(struct qcow2 *q, uint64_t old_entries)
+{
+    q->reftable_entries = old_entries;
+    q->reftable_dirty_to = IMG_MIN(q->reftable_dirty_to, old_entries);
+    q->reftable_dirty_from = IMG_MIN(q->reftable_dirty_from,
+                                     q->reftable_dirty_to);
+}
+
 /* A larger refcount table, in the first clusters that the old one could not
  * describe: blocks for the new ranges first, then the table. */
 static int grow(struct qcow2 *q, uint64_t need, struct img_error *err)
@@ -360,9 +370,10 @@ static int grow(struct qcow2 *q, uint64_t need, struct img_error *err)
     uint64_t per_block = UINT64_C(1) << q->refs_bits;
     uint64_t old_entries = q->reftable_entries, entries, blocks = 1;
     uint64_t first = old_entries << q->refs_bits, clusters, *table;
+    uint64_t most = QCOW2_MAX_REFTABLE_BYTES / 8;
     int r = 0;
 
-    need = IMG_MAX(need, old_entries + old_entries / 2) + 1;
+    need = IMG_MAX(need, IMG_MIN(old_entries + old_entries / 2, most - 1)) + 1;
     for (;;) {
         entries = img_round_up(IMG_MAX(need, old_entries + blocks),
                                per_cluster);
@@ -371,7 +382,7 @@ static int grow(struct qcow2 *q, uint64_t need, struct img_error *err)
             break;
         blocks++;
     }
-    if (entries > QCOW2_MAX_REFTABLE_BYTES / 8 && clusters > 1)
+    if (entries > most)
         return img_fail(err, EFBIG, "%s: the image file would need a "
                         "refcount table of %llu entries", q->layer->path,
                         (unsigned long long)entries);
@@ -389,21 +400,14 @@ static int grow(struct qcow2 *q, uint64_t need, struct img_error *err)
             r = img_qcow2_refs_add(q, first + i, 1, 1, err);
     if (r == 0)
         r = img_qcow2_refs_add(q, first + blocks, clusters, 1, err);
-    if (r < 0) {
-        q->reftable_entries = old_entries;
-        return r;
+    if (r == 0) {
+        img_qcow2_claim(q, (first + blocks) << q->cluster_bits,
+                        clusters << q->cluster_bits);
+        r = switch_table(q, old_entries,
+                         (first + blocks) << q->cluster_bits, err);
     }
-    img_qcow2_claim(q, (first + blocks) << q->cluster_bits,
-                    clusters << q->cluster_bits);
-    r = switch_table(q, old_entries, (first + blocks) << q->cluster_bits,
-                     err);
-    if (r < 0) {
-        /* Nothing on the disk knows the new blocks: forget them. */
-        q->reftable_entries = old_entries;
-        q->reftable_dirty_to = IMG_MIN(q->reftable_dirty_to, old_entries);
-        q->reftable_dirty_from = IMG_MIN(q->reftable_dirty_from,
-                                         q->reftable_dirty_to);
-    }
+    if (r < 0)
+        forget_blocks(q, old_entries);
     return r;
 }
 
