@@ -50,6 +50,13 @@ is_raw() {
 	# But such a guess is not recorded.
 	fails vimg create -f qcow2 -b "$file" o.qcow2
 	says "$words"
+	vimg create -q -f qcow2 o.qcow2 2M
+	for how in 'rebase -u -b' 'rebase -b' 'amend -o'; do
+		name=$file; [ "$how" != 'amend -o' ] || name=backing_file=$file
+		fails vimg $how "$name" o.qcow2
+		says "$words"
+		vimg info o.qcow2 | grep -q backing && die "$how recorded a guess"
+	done
 	vimg create -q -f qcow2 -b "$file" -F raw o.qcow2
 	# Nor does it keep an image from being read that records nothing.
 	python3 -c '

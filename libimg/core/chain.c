@@ -358,7 +358,9 @@ static int note_guess(struct img_chain *c, const char *given,
     int r;
 
     l->guessed = !given && !strcmp(l->format->info.name, "raw");
-    r = img_chain_doubt(l, &name, err);
+    if (!l->guessed)
+        return 0;
+    r = img_chain_doubt(l->files[0], &name, err);
     if (r == 0 && name)
         l->warn(l, "%s: ends as %s does, but it is taken for a raw disk, byte "
                 "by byte; with its format given there is no doubt", l->path,

@@ -56,9 +56,14 @@ int img_chain_probe(struct img_file *file, const struct img_format **format,
  * then that is what to say. */
 int img_chain_name_mistake(const struct img_layer *layer, int result,
                            struct img_error *err);
-/* *name: what a file that was guessed to be raw ends as; NULL = nothing. */
-int img_chain_doubt(const struct img_layer *layer, const char **name,
+/* Of a file that was guessed to be raw.  *name: what it ends as; NULL =
+ * nothing. */
+int img_chain_doubt(struct img_file *file, const char **name,
                     struct img_error *err);
+/* The same, and an error if it is anything: the guess would be recorded in the
+ * image at path, which names it so, and nobody be warned of it ever after. */
+int img_chain_refuse_doubt(struct img_file *file, const char *path,
+                           const char *backing, struct img_error *err);
 
 /* What a file that begins so would be taken for, in words; NULL = raw. */
 const char *img_chain_recognise(const uint8_t *head, size_t len,

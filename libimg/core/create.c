@@ -109,17 +109,12 @@ static int refuse_itself(const struct making *m, struct img_error *err)
     return 0;
 }
 
-/* The guess would be recorded, and nobody be warned of it ever after. */
 static int refuse_doubt(const struct making *m, struct img_error *err)
 {
-    const char *name;
-    int r = img_chain_doubt(m->backing->layers[0], &name, err);
+    const struct img_layer *l = m->backing->layers[0];
 
-    if (r < 0 || !name)
-        return r;
-    return img_fail(err, EINVAL, "%s: the backing file '%s' ends as %s does; "
-                    "its format has to be given", m->pub.build.path,
-                    m->opts.backing, name);
+    return l->guessed ? img_chain_refuse_doubt(l->files[0], m->pub.build.path,
+                                               m->opts.backing, err) : 0;
 }
 
 static int open_backing(struct making *m, struct img_error *err)
@@ -152,15 +147,25 @@ static int guess_backing_format(struct making *m, struct img_error *err)
 {
     img_autofree char *path = img_path_beside(m->pub.build.path,
                                               m->opts.backing);
+    const struct img_format *format = NULL;
+    struct img_file *file = NULL;
     int r;
 
     if (!path)
         return img_fail_nomem(err);
-    r = img_probe(path, &m->opts.backing_format, NULL);
+    r = img_file_open(path, IMG_FILE_BY_USER, &file, NULL);
+    if (r == 0)
+        r = img_chain_probe(file, &format, NULL);
     if (r < 0)
         r = img_fail(err, EINVAL, "%s: the format of its backing file '%s' "
                      "was not given and cannot be found out",
                      m->pub.build.path, m->opts.backing);
+    else if (!strcmp(format->info.name, "raw"))
+        r = img_chain_refuse_doubt(file, m->pub.build.path, m->opts.backing,
+                                   err);
+    if (r == 0)
+        m->opts.backing_format = format->info.name;
+    img_file_close(file);
     return r;
 }
 

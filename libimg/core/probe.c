@@ -145,14 +145,24 @@ const char *img_chain_recognise(const uint8_t *head, size_t len,
     return img_foreign_name(head, len, NULL, 0);
 }
 
-int img_chain_doubt(const struct img_layer *l, const char **name,
+int img_chain_doubt(struct img_file *file, const char **name,
                     struct img_error *err)
 {
     struct look k = { 0 };
-    int r = 0;
+    int r = look_at_tail(file, &k, err);
 
-    if (l->guessed)
-        r = look_at_tail(l->files[0], &k, err);
-    *name = img_foreign_name(NULL, 0, k.tail, k.tail_len);
+    *name = r == 0 ? img_foreign_name(NULL, 0, k.tail, k.tail_len) : NULL;
     return r;
+}
+
+int img_chain_refuse_doubt(struct img_file *file, const char *path,
+                           const char *backing, struct img_error *err)
+{
+    const char *name;
+    int r = img_chain_doubt(file, &name, err);
+
+    if (r < 0 || !name)
+        return r;
+    return img_fail(err, EINVAL, "%s: the backing file '%s' ends as %s does; "
+                    "its format has to be given", path, backing, name);
 }

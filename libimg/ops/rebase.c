@@ -45,6 +45,14 @@ static int refuse_loop(const struct rebase *rb, struct img_error *err)
     return 0;
 }
 
+static int refuse_doubt(const struct rebase *rb, struct img_error *err)
+{
+    const struct img_layer *l = rb->base->chain->layers[0];
+
+    return l->guessed ? img_chain_refuse_doubt(l->files[0], top_of(rb)->path,
+                                               rb->name, err) : 0;
+}
+
 static int open_base(struct rebase *rb, struct img_error *err)
 {
     const struct img_open_options *had = &rb->disk->chain->opts;
@@ -80,7 +88,8 @@ static int open_base(struct rebase *rb, struct img_error *err)
     if (r < 0)
         return r;
     rb->format = img_format_name(rb->base);
-    return refuse_loop(rb, err);
+    r = refuse_loop(rb, err);
+    return r == 0 ? refuse_doubt(rb, err) : r;
 }
 
 /* Brings the bytes over that would change. */

@@ -210,6 +210,27 @@ static void test_names(void **state)
     assert_int_equal(try_open("a6", "tiny", 0), 0);
 }
 
+/* A raw disk that ends as a fixed VHD does is not recorded as raw unasked. */
+static void test_doubt(void **state)
+{
+    static const char footer[512] = "conectix";
+    FILE *f = fopen(in_folder("maybe"), "w");
+
+    assert_non_null(f);
+    assert_int_equal(fseek(f, 8 * K - (long)sizeof footer, SEEK_SET), 0);
+    assert_int_equal(fwrite(footer, sizeof footer, 1, f), 1);
+    assert_int_equal(fclose(f), 0);
+    for (unsigned flags = 0; flags <= IMG_CREATE_NO_OPEN_BACKING;
+         flags += IMG_CREATE_NO_OPEN_BACKING) {
+        assert_int_equal(make("doubt", "tiny", 8 * K, "maybe", NULL, flags,
+                              NULL), -EINVAL);
+        assert_says("maybe");
+        assert_says("VHD");
+        assert_ok(make("doubt", "tiny", 8 * K, "maybe", "raw", flags, NULL),
+                  err);
+    }
+}
+
 static void test_loops(void **state)
 {
     unsigned trust = IMG_CREATE_NO_OPEN_BACKING;
@@ -469,7 +490,7 @@ int main(void)
         cmocka_unit_test(test_packed_extents),
         cmocka_unit_test(test_formats),
         cmocka_unit_test(test_overrides),
-        cmocka_unit_test(test_names),
+        cmocka_unit_test(test_names), cmocka_unit_test(test_doubt),
         cmocka_unit_test(test_loops),
         cmocka_unit_test(test_depth),
         cmocka_unit_test(test_locks),
