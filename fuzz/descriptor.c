@@ -41,11 +41,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
     check_same(a, b);
     free(text);
     if (img_vmdk_text_set(a, "parentFileNameHint", "x.vmdk", &err) == 0) {
-        value = img_vmdk_text_get(a, "parentFileNameHint");
+        FUZZ_ASSERT(img_vmdk_text_get(a, "parentFileNameHint", &value,
+                                      &err) == 0);
         FUZZ_ASSERT(value && !strcmp(value, "x.vmdk"));
         free(value);
     }
-    free(img_vmdk_text_get(a, "createType"));
+    if (img_vmdk_text_get(a, "createType", &value, &err) == 0)
+        free(value);
     img_vmdk_text_free(a);
     img_vmdk_text_free(b);
     return 0;

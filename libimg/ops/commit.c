@@ -72,7 +72,7 @@ static int commit(struct img_disk *d, unsigned depth, bool empty,
 }
 
 /* The overlay may have noted what its backing file was like; that has changed
- * now, on purpose. */
+ * now, on purpose, even if not all could be moved. */
 static int note_new_base(struct img_disk *d, struct img_error *err)
 {
     struct img_layer *top = d->chain->layers[0];
@@ -103,7 +103,7 @@ static int refuse(struct img_disk *d, unsigned depth, bool empty,
 int img_commit(struct img_disk *d, unsigned depth, bool keep,
                const struct img_job *job, struct img_error *err)
 {
-    bool empty = !keep && depth == 1, was_writable;
+    bool empty = !keep && depth == 1, was_writable, begun = false;
     int r, back = 0;
 
     img_disk_change_begin(d);
@@ -114,6 +114,7 @@ int img_commit(struct img_disk *d, unsigned depth, bool keep,
     if (r == 0 && !was_writable)
         r = img_chain_reopen(d->chain, depth, true, err);
     if (r == 0) {
+        begun = true;
         r = commit(d, depth, empty, job, err);
         if (!was_writable)
             back = img_chain_reopen(d->chain, depth, false,
@@ -121,8 +122,10 @@ int img_commit(struct img_disk *d, unsigned depth, bool keep,
     }
     if (r == 0)
         r = back;
-    if (r == 0 && depth == 1)
-        r = note_new_base(d, err);
+    if (begun && depth == 1) {
+        back = note_new_base(d, r < 0 ? NULL : err);
+        r = r < 0 ? r : back;
+    }
     img_disk_change_end(d);
     return r;
 }

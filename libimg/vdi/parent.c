@@ -142,14 +142,16 @@ static int fail_not_found(struct img_layer *layer, const struct search *s,
                           struct img_error *err)
 {
     const struct img_vdi *v = layer->state;
+    int code = s->trouble.code;
     char uuid[VDI_UUID_TEXT];
 
     img_vdi_uuid_print(v->header + VDI_PARENT_AT, uuid);
-    return img_fail(err, ENOENT, "%s: its parent, the VDI image with UUID %s, "
+    /* EINVAL: no VDI image, so it is not the parent. */
+    return img_fail(err, code && code != EINVAL ? code : ENOENT,
+                    "%s: its parent, the VDI image with UUID %s, "
                     "is not among the %u other files *.vdi beside it%s%.200s",
-                    layer->path, uuid, s->looked_at,
-                    s->trouble.code ? "; " : "",
-                    s->trouble.code ? s->trouble.message : "");
+                    layer->path, uuid, s->looked_at, code ? "; " : "",
+                    code ? s->trouble.message : "");
 }
 
 int img_vdi_find_parent(struct img_layer *layer,

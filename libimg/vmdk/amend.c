@@ -1,8 +1,8 @@
 /* Changing the descriptor of an open image: content ID, parent, entries of
  * the disk data base.
  *
- * The descriptor in memory is changed, then written whole; when that fails
- * the one in memory is ahead of the disk.
+ * The descriptor is written whole.  When that fails the one in memory is as
+ * it was, but for a new content ID.
  */
 #include "vmdk/vmdk.h"
 #include "base/strings.h"
@@ -105,11 +105,11 @@ int img_vmdk_touch(struct img_layer *layer, uint64_t off, uint64_t len,
             r = img_vmdk_text_set_id(st->text, "CID", cid, err);
         if (r == 0)
             r = img_vmdk_text_store(layer, err);
+        if (r == 0)
+            st->cid = cid;
         /* Before any byte of what overlays rest on is another. */
         if (r == 0)
             r = img_file_sync(layer->files[0], err);
-        if (r == 0)
-            st->cid = cid;
     }
     st->touched |= r == 0;
     img_unlock(&st->sync_lock);
@@ -140,8 +140,11 @@ int img_vmdk_read_cid(struct img_file *file, uint32_t *cid,
     }
     if (r)
         return r;
-    if (len > VMDK_TEXT_MAX || !(buf = calloc(1, (size_t)len + 1)))
+    if (len > VMDK_TEXT_MAX)
         return img_fail(err, EINVAL, "%s: not a VMDK image", file->path);
+    buf = calloc(1, (size_t)len + 1);
+    if (!buf)
+        return img_fail_nomem(err);
     r = img_file_pread(file, buf, (size_t)len, off, err);
     if (r == 0)
         r = img_vmdk_text_parse(file->path, buf, (size_t)len, &text, err);
@@ -183,6 +186,7 @@ int img_vmdk_set_backing(struct img_layer *layer, const char *name,
                          struct img_error *err)
 {
     struct vmdk_state *st = layer->state;
+    struct vmdk_text *before = st->text;
     char *backing = NULL, *backing_format = NULL;
     uint32_t cid = VMDK_NO_PARENT;
     int r = 0;
@@ -206,16 +210,22 @@ int img_vmdk_set_backing(struct img_layer *layer, const char *name,
             r = img_fail_nomem(err);
     }
     if (r == 0)
+        r = img_vmdk_text_copy(before, &st->text, err);
+    if (r == 0)
         r = img_vmdk_text_set_id(st->text, "parentCID", cid, err);
     if (r == 0)
         r = img_vmdk_text_set(st->text, "parentFileNameHint", name, err);
     if (r == 0)
         r = img_vmdk_text_store(layer, err);
     if (r) {
+        if (st->text != before)
+            img_vmdk_text_free(st->text);
+        st->text = before;
         free(backing);
         free(backing_format);
         return r;
     }
+    img_vmdk_text_free(before);
     free(layer->backing);
     free(layer->backing_format);
     layer->backing = backing;
@@ -242,17 +252,16 @@ static int amend_id(struct vmdk_text *text, const char *key,
 static int amend_uuid(struct vmdk_text *text, const char *value,
                       struct img_error *err)
 {
-    char vmware[48], plain[40], *had;
-    size_t n = 0;
+    char vmware[48], plain[40];
+    size_t n = 0, len;
     int r;
 
     if (!img_vmdk_uuid(value, vmware))
         return img_fail(err, EINVAL, "uuid is 32 hexadecimal digits, not "
                         "'%s'", value);
     r = img_vmdk_text_set(text, "ddb.uuid", vmware, err);
-    had = img_vmdk_text_get(text, "ddb.uuid.image");
-    if (r || !had)
-        goto out;
+    if (r || !img_vmdk_text_look(text, "ddb.uuid.image", &len))
+        return r;
     for (const char *p = vmware; *p; p++) {
         if (*p == ' ' || *p == '-')
             continue;
@@ -261,10 +270,7 @@ static int amend_uuid(struct vmdk_text *text, const char *value,
             plain[n++] = '-';
     }
     plain[n] = 0;
-    r = img_vmdk_text_set(text, "ddb.uuid.image", plain, err);
-out:
-    free(had);
-    return r;
+    return img_vmdk_text_set(text, "ddb.uuid.image", plain, err);
 }
 
 static int amend_one(struct vmdk_text *text, const char *setting,

@@ -10,9 +10,10 @@
 static bool add_text(struct vmdk_state *st, struct img_value *to,
                      const char *name, const char *key)
 {
-    char *v = st->text ? img_vmdk_text_get(st->text, key) : NULL;
-    bool ok = !v || img_value_text(to, name, v);
+    char *v = NULL;
+    bool ok = !st->text || img_vmdk_text_get(st->text, key, &v, NULL) == 0;
 
+    ok = ok && (!v || img_value_text(to, name, v));
     free(v);
     return ok;
 }

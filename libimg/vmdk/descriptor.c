@@ -196,33 +196,43 @@ static size_t find(const struct vmdk_text *t, const char *key)
     return i;
 }
 
-char *img_vmdk_text_get(const struct vmdk_text *t, const char *key)
+const char *img_vmdk_text_look(const struct vmdk_text *t, const char *key,
+                               size_t *len)
 {
-    size_t i = find(t, key), len;
+    size_t i = find(t, key);
     const char *k, *v = "";
 
     if (i == t->n_lines)
         return NULL;
     line_key(t->lines[i], &k, &v);
-    len = line_content(v);
-    if (len >= 2 && v[0] == '"' && v[len - 1] == '"') {
+    *len = line_content(v);
+    if (*len >= 2 && v[0] == '"' && v[*len - 1] == '"') {
         v++;
-        len -= 2;
+        *len -= 2;
     }
-    return strndup(v, len);
+    return v;
+}
+
+int img_vmdk_text_get(const struct vmdk_text *t, const char *key,
+                      char **value, struct img_error *err)
+{
+    size_t len;
+    const char *v = img_vmdk_text_look(t, key, &len);
+
+    *value = v ? strndup(v, len) : NULL;
+    return v && !*value ? img_fail_nomem(err) : 0;
 }
 
 bool img_vmdk_text_get_id(const struct vmdk_text *t, const char *key,
                           uint32_t *id)
 {
-    char *v = img_vmdk_text_get(t, key);
-    size_t len = v ? strlen(v) : 0;
-    bool ok = len >= 1 && len <= 8 &&
+    size_t len;
+    const char *v = img_vmdk_text_look(t, key, &len);
+    bool ok = v && len >= 1 && len <= 8 &&
               strspn(v, "0123456789abcdefABCDEF") == len;
 
     if (ok)
         *id = (uint32_t)strtoul(v, NULL, 16);
-    free(v);
     return ok;
 }
 
@@ -489,17 +499,16 @@ static int split_lines(struct vmdk_text *t, const char *p, size_t len)
 static int parse_lines(const char *path, struct vmdk_text *t,
                        struct img_error *err)
 {
-    char *version = img_vmdk_text_get(t, "version");
+    size_t len;
+    const char *version = img_vmdk_text_look(t, "version", &len);
     int r = 0;
 
     if (!version)
         r = img_fail(err, IMG_ECORRUPT, "%s: the VMDK descriptor has no "
                      "version", path);
-    else if (strcmp(version, "1") && strcmp(version, "2") &&
-             strcmp(version, "3"))
-        r = img_fail(err, ENOTSUP, "%s: VMDK descriptor version \"%.20s\"",
-                     path, version);
-    free(version);
+    else if (len != 1 || *version < '1' || *version > '3')
+        r = img_fail(err, ENOTSUP, "%s: VMDK descriptor version \"%.*s\"",
+                     path, (int)IMG_MIN(len, (size_t)20), version);
     for (size_t i = 0; i < t->n_lines && r == 0; i++)
         if (is_extent_line(t->lines[i]))
             r = parse_extent(path, t, i, err);
@@ -537,6 +546,8 @@ int img_vmdk_text_copy(const struct vmdk_text *text, struct vmdk_text **copy,
     int r = buf ? img_vmdk_text_parse("descriptor", buf, len, copy, err)
                 : img_fail_nomem(err);
 
+    if (!buf)
+        *copy = NULL;
     free(buf);
     return r;
 }

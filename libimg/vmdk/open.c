@@ -333,13 +333,17 @@ static int read_parent(struct img_layer *layer,
                        struct img_error *err)
 {
     struct vmdk_state *st = layer->state;
+    int r;
 
     st->parent_cid = VMDK_NO_PARENT;
     if (!st->text)
         return 0;
     img_vmdk_text_get_id(st->text, "CID", &st->cid);
     img_vmdk_text_get_id(st->text, "parentCID", &st->parent_cid);
-    layer->backing = img_vmdk_text_get(st->text, "parentFileNameHint");
+    r = img_vmdk_text_get(st->text, "parentFileNameHint", &layer->backing,
+                          err);
+    if (r)
+        return r;
     if (layer->backing && !*layer->backing) {
         free(layer->backing);
         layer->backing = NULL;
@@ -410,12 +414,10 @@ static int check_writable(struct img_layer *layer, struct img_error *err)
 
 static bool has_encryption(const struct vmdk_state *st)
 {
-    char *key = st->text ? img_vmdk_text_get(st->text, "encryption.keySafe")
-                         : NULL;
-    bool has = key != NULL;
+    size_t len;
 
-    free(key);
-    return has;
+    return st->text && img_vmdk_text_look(st->text, "encryption.keySafe",
+                                          &len);
 }
 
 int img_vmdk_open(struct img_layer *layer,

@@ -15,11 +15,10 @@
 
 static uint64_t number(const struct vmdk_text *t, const char *key)
 {
-    char *v = img_vmdk_text_get(t, key);
-    uint64_t n = v ? strtoull(v, NULL, 10) : 0;
+    size_t len;
+    const char *v = img_vmdk_text_look(t, key, &len);
 
-    free(v);
-    return n;
+    return v ? strtoull(v, NULL, 10) : 0;
 }
 
 int img_vmdk_set_cylinders(struct vmdk_text *text, uint64_t size,

@@ -15,12 +15,12 @@
 
 bool img_vmdk_is_split(const struct vmdk_state *st)
 {
-    char *type = st->text ? img_vmdk_text_get(st->text, "createType") : NULL;
-    bool split = type && strstr(type, "GbMaxExtent") && !st->text_room &&
-                 st->text->n_extents == st->n_extents;
+    size_t len = 0;
+    const char *type = st->text ? img_vmdk_text_look(st->text, "createType",
+                                                     &len) : NULL;
 
-    free(type);
-    return split;
+    return type && memmem(type, len, "GbMaxExtent", 11) && !st->text_room &&
+           st->text->n_extents == st->n_extents;
 }
 
 /* How long extents are: as the first one, which VMware makes a bit shorter

@@ -59,9 +59,13 @@ struct vmdk_text {
 int img_vmdk_text_parse(const char *path, const void *buf, size_t len,
                         struct vmdk_text **text, struct img_error *err);
 void img_vmdk_text_free(struct vmdk_text *text);
-/* malloc'ed, without quotes; NULL where the key is not there.  Keys have no
- * case. */
-char *img_vmdk_text_get(const struct vmdk_text *text, const char *key);
+/* Where the line has the value of a key, without quotes; NULL = the key is
+ * not there.  Keys have no case. */
+const char *img_vmdk_text_look(const struct vmdk_text *text, const char *key,
+                               size_t *len);
+/* The same, malloc'ed; *value is NULL where the key is not there. */
+int img_vmdk_text_get(const struct vmdk_text *text, const char *key,
+                      char **value, struct img_error *err);
 /* Hexadecimal; false where it is not there or no number. */
 bool img_vmdk_text_get_id(const struct vmdk_text *text, const char *key,
                           uint32_t *id);

@@ -47,8 +47,9 @@ static void assert_prints(const struct vmdk_text *t, const char *want)
 static void assert_value(const struct vmdk_text *t, const char *key,
                          const char *want)
 {
-    char *v = img_vmdk_text_get(t, key);
+    char *v;
 
+    assert_int_equal(img_vmdk_text_get(t, key, &v, NULL), 0);
     if (want)
         assert_string_equal(v, want);
     else
