@@ -239,9 +239,12 @@ struct img_format {
      * later.  NULL = sync. */
     int (*finish)(struct img_layer *, struct img_error *);
     /* The layer below is open too: is it the one this image was made over?
-     * Called once after open, before any map; NULL = any will do. */
+     * Called once after open, before any map; NULL = any will do.  What the
+     * opener gave instead of what the image names is looked at only where
+     * checks_given is set. */
     int (*check_base)(struct img_layer *, const struct img_layer *base,
                       struct img_error *);
+    bool checks_given;
     /* What the image notes of the backing file's first file; false = nothing.
      * modified: ns since 1970, 0 = not known.  May be NULL. */
     bool (*noted_base)(const struct img_layer *, uint64_t *length,

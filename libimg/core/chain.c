@@ -462,7 +462,8 @@ static int open_below(struct img_chain *c, struct img_layer *l,
     r = push_layer(c, file, format, false, &opts, err);
     if (r == 0)
         r = note_guess(c, b->format, err);
-    if (r == 0 && b->recorded && l->format->check_base)
+    if (r == 0 && l->format->check_base &&
+        (b->recorded || l->format->checks_given))
         r = l->format->check_base(l, c->layers[c->n - 1], err);
     return r;
 }

@@ -363,20 +363,26 @@ static int change_uuids(struct img_layer *layer, const char *const *settings,
                         struct img_error *err)
 {
     static const struct { const char *key; unsigned at; bool parent; } k[] = {
-        { "uuid", VDI_UUID_AT, false },
-        { "modification_uuid", VDI_MODIFIED_AT, false },
         { "parent_uuid", VDI_PARENT_AT, true },
         { "parent_modification_uuid", VDI_PARENT_MODIFIED_AT, true },
+        { "modification_uuid", VDI_MODIFIED_AT, false },
+        { "uuid", VDI_UUID_AT, false },
     };
     struct img_vdi *v = layer->state;
     uint8_t header[VDI_HEADER_BYTES];
-    bool given, any;
+    bool given, any = false;
     int r = 0;
 
     memcpy(header, v->header, sizeof header);
-    any = img_vdi_uuid_derived(settings, v->type, layer->size, v->block_size,
-                               header + VDI_PARENT_AT, header + VDI_UUID_AT);
-    for (size_t i = any; i < IMG_COUNT(k) && r == 0; i++) {
+    /* From the parent that the image then has, so the parent's come first. */
+    for (size_t i = 0; i < IMG_COUNT(k) && r == 0; i++) {
+        if (k[i].at == VDI_UUID_AT &&
+            img_vdi_uuid_derived(settings, v->type, layer->size,
+                                 v->block_size, header + VDI_PARENT_AT,
+                                 header + VDI_UUID_AT)) {
+            any = true;
+            continue;
+        }
         r = img_vdi_uuid_setting(settings, k[i].key, header + k[i].at, &given,
                                  err);
         if (r == 0 && given && k[i].parent && v->type != VDI_DIFF)

@@ -78,7 +78,7 @@ static int plan_parent(const struct img_build *b, struct plan *p,
                        struct img_error *err)
 {
     const struct img_create_options *o = b->opts;
-    const struct img_vdi *base;
+    const struct img_vdi *base = b->backing ? b->backing->state : NULL;
     bool given = false, modified = false;
     int r = img_vdi_uuid_setting(o->settings, "parent_uuid", p->parent,
                                  &given, err);
@@ -91,8 +91,8 @@ static int plan_parent(const struct img_build *b, struct plan *p,
     if (modified && !given)
         return img_fail(err, EINVAL, "parent_modification_uuid needs "
                         "parent_uuid");
-    if (o->backing && *o->backing) {
-        if (o->backing_format && strcmp(o->backing_format, "vdi"))
+    if (o->backing) {
+        if (strcmp(o->backing_format, "vdi"))
             return img_fail(err, ENOTSUP, "Only a VDI image can be below a "
                             "VDI image, not %s", o->backing_format);
         r = img_vdi_beside(b->path, o->backing, err);
@@ -102,16 +102,16 @@ static int plan_parent(const struct img_build *b, struct plan *p,
             return img_fail(err, EINVAL, "Without looking into '%s' its UUID "
                             "must be given as parent_uuid", o->backing);
     }
-    if (b->backing && !given) {
-        if (b->backing->format != &img_format_vdi)
-            return img_fail(err, ENOTSUP, "%s: only a VDI image can be below "
-                            "a VDI image", b->backing->path);
-        base = b->backing->state;
+    if (base && given && memcmp(p->parent, base->header + VDI_UUID_AT,
+                                VDI_UUID_LEN))
+        return img_fail(err, EINVAL, "parent_uuid is not the UUID of '%s', so "
+                        "that the image would not find it", o->backing);
+    if (base && !given)
         memcpy(p->parent, base->header + VDI_UUID_AT, VDI_UUID_LEN);
+    if (base && !modified)
         memcpy(p->parent_modified, base->header + VDI_MODIFIED_AT,
                VDI_UUID_LEN);
-        given = true;
-    }
+    given |= base != NULL;
     if (given && p->type == VDI_STATIC)
         return img_fail(err, EINVAL, "A static VDI image cannot have a "
                         "backing file");

@@ -183,6 +183,7 @@ const struct img_format img_format_vdi = {
     .finish = vdi_finish,
     .close = vdi_close,
     .check_base = img_vdi_check_base,
+    .checks_given = true,
     .create = img_vdi_create,
     .map = vdi_map,
     .reserve = img_vdi_reserve,

@@ -179,4 +179,27 @@ static inline void assert_sound(const char *name)
     assert_int_equal(r.errors, 0);
     assert_int_equal(r.leaks, 0);
 }
+
+static inline void assert_holds(const char *name, const uint8_t *flat,
+                                uint64_t size)
+{
+    struct img_disk *d = open_as(name, "vdi", 0);
+
+    assert_reads(d, flat, size);
+    assert_ok(img_close(d, &err), err);
+    assert_sound(name);
+}
+
+/* A progress function that says no at its call number `last`. */
+struct calls {
+    int n, last;                /* 0 = never: say no with this one */
+};
+
+static inline int count_calls(void *opaque, uint64_t done, uint64_t total)
+{
+    struct calls *c = opaque;
+
+    assert_true(done <= total);
+    return ++c->n == c->last;
+}
 #endif
