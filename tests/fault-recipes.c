@@ -324,8 +324,7 @@ const struct recipe recipes[] = {
     { "commit into vdi", VDI OVERLAY("o.qcow2", "v.vdi"), "commit o.qcow2",
       RESUMES },
     { "commit vdi into vdi", CHAIN, "commit w.vdi", RESUMES },
-    { "commit vmdk into vmdk", MCHAIN, "commit o.vmdk", RESUMES,
-      "rebase -u o.vmdk m.vmdk" },
+    { "commit vmdk into vmdk", MCHAIN, "commit o.vmdk", RESUMES | UNTIES },
     { "commit into vmdk, kept", VMDK "create o.qcow2 2M -b m.vmdk; "
       "io o.qcow2 write 1M 200k", "commit -k o.qcow2", RESUMES },
     { "commit qcow into qcow", QCOW OVERLAY("o.qcow", "q.qcow"),

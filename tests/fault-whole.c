@@ -531,8 +531,8 @@ static bool one_run(const struct run *run)
         !(run->kind->how & VAGUE) &&
         !(fault.failed && (run->recipe->flags & VERDICT)))
         wrong("tells something else");
-    if (r < 0 && run->recipe->mend)
-        assert_ok(run_steps(run->recipe->mend, &told_now, &err), err);
+    if (r < 0 && (run->recipe->flags & UNTIES))
+        assert_ok(run_steps("rebase -u o.vmdk m.vmdk", &told_now, &err), err);
     if (r < 0 && (run->recipe->flags & (RESUMES | DAMAGED))) {
         r = run_steps(run->recipe->run, &told_now, &err);
         if (r < 0)

@@ -11,6 +11,8 @@ enum {
     DAMAGED = 2,                /* the images are, until it is done */
     FACTS = 4,                  /* what info says of the format is judged */
     VERDICT = 16,               /* a file that cannot be read has one, too */
+    UNTIES = 32,                /* if it fails, "o.vmdk" may have to be told
+                                   that it rests on "m.vmdk" */
     REFUSED = 8,                /* it cannot be done, and says so */
 };
 
@@ -21,7 +23,6 @@ struct recipe {
     const char *prepare;        /* makes the images; without faults */
     const char *run;
     unsigned flags;
-    const char *mend;           /* what the user has to do when it failed */
 };
 
 extern const struct recipe recipes[];
