@@ -9,6 +9,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -17,6 +18,19 @@
 struct shim_fault *shim_fault;
 struct record *shim_record;
 atomic_long shim_blocks;
+shim_answer *shim_answers;
+
+/* true: *r is what the call returns. */
+static bool answered(const char *call, int fd, unsigned long flags, void *arg,
+                     int *r)
+{
+    int code = shim_answers ? shim_answers(call, fd, flags, arg) : 0;
+
+    if (code > 0)
+        errno = code;
+    *r = code > 0 ? -1 : 0;
+    return code;
+}
 
 static bool is_due(unsigned kind)
 {
@@ -85,8 +99,10 @@ static ssize_t moved(long call, int fd, const struct iovec *iov, int n,
                      off_t off, unsigned kind)
 {
     struct iovec part[16];
-    int k = 0;
+    int k = 0, said;
 
+    if (answered(kind == SHIM_READ ? "read" : "write", fd, 0, NULL, &said))
+        return said;
     if (!is_file(fd) || !is_due(kind))
         return syscall(call, fd, iov, n, off, 0);
     if (!shim_fault->code || (shim_fault->torn && kind == SHIM_WRITE))
@@ -107,6 +123,10 @@ ssize_t preadv(int fd, const struct iovec *iov, int n, off_t off)
 
 ssize_t preadv2(int fd, const struct iovec *iov, int n, off_t off, int flags)
 {
+    int said;
+
+    if (answered("preadv2", fd, (unsigned)flags, NULL, &said))
+        return said;
     return syscall(SYS_preadv2, fd, iov, n, off, 0, flags);
 }
 
@@ -146,7 +166,10 @@ int fallocate(int fd, int mode, off_t off, off_t len)
 {
     size_t i;
     long r;
+    int said;
 
+    if (answered("fallocate", fd, (unsigned)mode, NULL, &said))
+        return said;
     if (is_file(fd) && fails(SHIM_SPACE))
         return -1;
     i = record_begin_space(shim_record, fd, mode, off, len);
@@ -159,7 +182,10 @@ int ftruncate(int fd, off_t len)
 {
     size_t i;
     long r;
+    int said;
 
+    if (answered("ftruncate", fd, 0, NULL, &said))
+        return said;
     if (is_file(fd) && fails(SHIM_SPACE))
         return -1;
     i = record_begin_truncate(shim_record, fd, len);
@@ -172,7 +198,10 @@ static int sync_by(long call, int fd)
 {
     size_t i;
     long r;
+    int said;
 
+    if (answered("sync", fd, 0, NULL, &said))
+        return said;
     if (is_file(fd) && fails(SHIM_SYNC))
         return -1;
     i = record_begin_sync(shim_record, fd);
@@ -195,6 +224,10 @@ int fsync(int fd)
 
 int fstat(int fd, struct stat *st)
 {
+    int said;
+
+    if (answered("fstat", fd, 0, st, &said))
+        return said;
     if (is_file(fd) && fails(SHIM_LOOK))
         return -1;
     return (int)syscall(SYS_fstat, fd, st);
@@ -202,6 +235,10 @@ int fstat(int fd, struct stat *st)
 
 off_t lseek(int fd, off_t off, int whence)
 {
+    int said;
+
+    if (answered("lseek", fd, (unsigned)whence, &off, &said))
+        return said;
     if (is_file(fd) && fails(SHIM_LOOK))
         return -1;
     return syscall(SYS_lseek, fd, off, whence);
@@ -210,6 +247,7 @@ off_t lseek(int fd, off_t off, int whence)
 int open(const char *path, int flags, ...)
 {
     mode_t mode = 0;
+    int said;
 
     if (flags & (O_CREAT | O_TMPFILE)) {
         va_list ap;
@@ -218,6 +256,8 @@ int open(const char *path, int flags, ...)
         mode = va_arg(ap, mode_t);
         va_end(ap);
     }
+    if (answered("open", -1, (unsigned)flags, (void *)path, &said))
+        return said;
     if (fails(SHIM_NAME))
         return -1;
     return (int)syscall(SYS_openat, AT_FDCWD, path, flags, mode);
@@ -226,13 +266,32 @@ int open(const char *path, int flags, ...)
 int linkat(int from_dir, const char *from, int to_dir, const char *to,
            int flags)
 {
+    int said;
+
+    if (answered("linkat", -1, (unsigned)flags, NULL, &said))
+        return said;
     if (fails(SHIM_NAME))
         return -1;
     return (int)syscall(SYS_linkat, from_dir, from, to_dir, to, flags);
 }
 
+int link(const char *from, const char *to)
+{
+    int said;
+
+    if (answered("link", -1, 0, NULL, &said))
+        return said;
+    if (fails(SHIM_NAME))
+        return -1;
+    return (int)syscall(SYS_linkat, AT_FDCWD, from, AT_FDCWD, to, 0);
+}
+
 int rename(const char *from, const char *to)
 {
+    int said;
+
+    if (answered("rename", -1, 0, NULL, &said))
+        return said;
     if (fails(SHIM_NAME))
         return -1;
     return (int)syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 0);
@@ -241,9 +300,80 @@ int rename(const char *from, const char *to)
 int renameat2(int from_dir, const char *from, int to_dir, const char *to,
               unsigned flags)
 {
+    int said;
+
+    if (answered("renameat2", -1, flags, NULL, &said))
+        return said;
     if (fails(SHIM_NAME))
         return -1;
     return (int)syscall(SYS_renameat2, from_dir, from, to_dir, to, flags);
+}
+
+/* ---- what is only answered --------------------------------------------- */
+
+int access(const char *path, int mode)
+{
+    int said;
+
+    if (answered("access", -1, (unsigned)mode, (void *)path, &said))
+        return said;
+    return (int)syscall(SYS_faccessat, AT_FDCWD, path, mode);
+}
+
+int fchmod(int fd, mode_t mode)
+{
+    int said;
+
+    if (answered("fchmod", fd, mode, NULL, &said))
+        return said;
+    return (int)syscall(SYS_fchmod, fd, mode);
+}
+
+int fchown(int fd, uid_t uid, gid_t gid)
+{
+    int said;
+
+    if (answered("fchown", fd, 0, NULL, &said))
+        return said;
+    return (int)syscall(SYS_fchown, fd, uid, gid);
+}
+
+int syncfs(int fd)
+{
+    int said;
+
+    if (answered("syncfs", fd, 0, NULL, &said))
+        return said;
+    return (int)syscall(SYS_syncfs, fd);
+}
+
+/* Both take at most one argument, which a register holds. */
+int fcntl(int fd, int command, ...)
+{
+    va_list ap;
+    void *arg;
+    int said;
+
+    va_start(ap, command);
+    arg = va_arg(ap, void *);
+    va_end(ap);
+    if (answered("fcntl", fd, (unsigned)command, arg, &said))
+        return said;
+    return (int)syscall(SYS_fcntl, fd, command, arg);
+}
+
+int ioctl(int fd, unsigned long command, ...)
+{
+    va_list ap;
+    void *arg;
+    int said;
+
+    va_start(ap, command);
+    arg = va_arg(ap, void *);
+    va_end(ap);
+    if (answered("ioctl", fd, command, arg, &said))
+        return said;
+    return (int)syscall(SYS_ioctl, fd, command, arg);
 }
 
 /* ---- memory ------------------------------------------------------------ */

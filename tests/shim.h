@@ -2,7 +2,7 @@
  *
  * Linked into a test program, or preloaded into any program (shim-preload.c),
  * this stands between the library and the C library: files, names and memory.
- * Nothing happens unless one of the two pointers is set. */
+ * Nothing happens unless one of the pointers is set. */
 #ifndef TESTS_SHIM_H
 #define TESTS_SHIM_H
 #include <stdatomic.h>
@@ -30,6 +30,15 @@ struct shim_fault {
     atomic_long seen;           /* calls that counted so far */
     atomic_long failed;
 };
+
+/* What other kernels and file systems would say: asked before a call of that
+ * name ("open", "link", "fallocate", "ioctl" ...); flags are its flags, mode
+ * or command.  Answers the errno that it fails with, 0 = it is done as ever,
+ * SHIM_DONE = it has been done already. */
+enum { SHIM_DONE = -1 };
+typedef int shim_answer(const char *call, int fd, unsigned long flags,
+                        void *arg);
+extern shim_answer *shim_answers;
 
 struct record;
 

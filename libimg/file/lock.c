@@ -73,6 +73,15 @@ static int take(int fd, const char *path, unsigned perm, unsigned shared,
     return 0;
 }
 
+bool img_lock_is_possible(int fd)
+{
+    int r = set_byte(fd, USED_BASE, true);
+
+    if (r == 0)
+        set_byte(fd, USED_BASE, false);
+    return r == 0;
+}
+
 static void keep_only(int fd, unsigned perm, unsigned shared)
 {
     for (int i = 0; i < PERMS; i++) {

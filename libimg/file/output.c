@@ -10,6 +10,7 @@
  * a folder where we may not write, or mounted one by one.
  */
 #include "file/file.h"
+#include "file/lock.h"
 #include "file/nbd.h"
 #include "base/checked.h"
 #include "base/error.h"
@@ -190,8 +191,9 @@ static bool is_ours(const char *entry, const char *name)
            !strcmp(entry + 18 + len, ".part");
 }
 
-/* A file that is being written is locked.  Only a regular file is opened, and
- * nothing is changed but its name, so whatever else it is stays. */
+/* A file that is being written is locked; where nothing can be locked, nobody
+ * knows.  Only a regular file is opened, and nothing is changed but its name,
+ * so whatever else it is stays. */
 static void remove_stray(int folder, const char *entry)
 {
     int fd = openat(folder, entry, O_RDWR | O_CLOEXEC | O_NOFOLLOW |
@@ -200,7 +202,8 @@ static void remove_stray(int folder, const char *entry)
 
     if (fd < 0 || img_file_from_fd(fd, entry, IMG_FILE_WRITE, &file, NULL) < 0)
         return;
-    if (!file->is_device && img_file_lock(file, IMG_PERM_WRITE, 0, NULL) == 0)
+    if (!file->is_device && img_lock_is_possible(fd) &&
+        img_file_lock(file, IMG_PERM_WRITE, 0, NULL) == 0)
         unlinkat(folder, entry, 0);
     img_file_close(file);
 }
@@ -390,6 +393,19 @@ static int give_temp_name(struct img_output *out, struct img_error *err)
     return 0;
 }
 
+/* The poorest file systems, without links and RENAME_NOREPLACE: there is a
+ * moment between looking and renaming. */
+static int rename_if_free(const struct img_output *out)
+{
+    struct stat st;
+
+    if (lstat(out->path, &st) == 0) {
+        errno = EEXIST;
+        return -1;
+    }
+    return errno == ENOENT ? rename(out->temp, out->path) : -1;
+}
+
 /* Nothing was there, and nothing may be there now: what came up since is
  * somebody else's. */
 static int appear(struct img_output *out, struct img_error *err)
@@ -405,8 +421,9 @@ static int appear(struct img_output *out, struct img_error *err)
             r = link(out->temp, out->path);
             if (r == 0)
                 unlink(out->temp);
-            else if (errno == EPERM || errno == EOPNOTSUPP)
-                r = rename(out->temp, out->path);
+            else if (errno == EPERM || errno == EOPNOTSUPP ||
+                     errno == ENOSYS)
+                r = rename_if_free(out);
         }
     }
     return r == 0 ? 0 : img_fail_errno(err, errno, "Could not create '%s'",
