@@ -16,10 +16,11 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 static const char *missing;     /* NULL = nothing */
 
 /* The way of dlsym(3) around converting a pointer to one to a function. */
-#define LOAD(name) \
-    if (!missing && !(*(void **)&img_nbd_lib.name = \
-                      dlsym(lib, "nbd_" #name))) \
-        missing = "nbd_" #name;
+static const struct { const char *name; void **to; } functions[] = {
+#define ENTRY(name) { "nbd_" #name, (void **)&img_nbd_lib.name },
+    IMG_NBD_FUNCTIONS(ENTRY)
+#undef ENTRY
+};
 
 static void load(void)
 {
@@ -27,7 +28,12 @@ static void load(void)
 
     if (!lib)
         missing = "the library";
-    IMG_NBD_FUNCTIONS(LOAD)
+    for (size_t i = 0; !missing && i < sizeof functions / sizeof functions[0];
+         i++) {
+        *functions[i].to = dlsym(lib, functions[i].name);
+        if (!*functions[i].to)
+            missing = functions[i].name;
+    }
 }
 
 int img_nbd_lib_load(const char *path, struct img_error *err)

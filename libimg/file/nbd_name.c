@@ -65,7 +65,7 @@ static char *escape(const char *text, size_t len)
  * URI; others are copied. */
 static char *to_uri(const char *path)
 {
-    const char *rest = path + 4, *name = strstr(path, ":exportname=");
+    const char *rest = path + 4, *name = strstr(rest, ":exportname=");
     size_t len = name ? (size_t)(name - rest) : strlen(rest);
     img_autofree char *export = NULL, *socket = NULL;
     char *uri = NULL;

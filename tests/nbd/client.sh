@@ -100,6 +100,22 @@ kit --filter=error memory 64M error-pwrite=ENOSPC error-pwrite-rate=1
     die "CVE-2022-0485: write errors were swallowed"
 unkit
 
+# The library is not there, or is another one.
+mkdir "$tmp/lib"
+echo "no library" >"$tmp/lib/libnbd.so.0"
+! LD_LIBRARY_PATH="$tmp/lib" vimg info "$uri" 2>"$tmp/err" || die "no library"
+grep -q "cannot be loaded: the library is missing" "$tmp/err" ||
+    die "no library: $(cat "$tmp/err")"
+other=$(PATH="$PATH:/sbin:/usr/sbin" ldconfig -p 2>/dev/null |
+    sed -n 's,.* => \(/.*/libz\.so\.1\)$,\1,p' | head -n 1)
+if [ -n "$other" ]; then
+    cp "$other" "$tmp/lib/libnbd.so.0"
+    ! LD_LIBRARY_PATH="$tmp/lib" vimg info "$uri" 2>"$tmp/err" ||
+        die "another library"
+    grep -q "cannot be loaded: nbd_[a-z_]* is missing" "$tmp/err" ||
+        die "another library: $(cat "$tmp/err")"
+fi
+
 # The server goes away in the middle: when its log has told of a read.
 mkfifo "$tmp/reads"
 exec 8<>"$tmp/reads"
