@@ -142,6 +142,7 @@ quiet vimg resize --no-sandbox -f vmdk d.vmdk 15G
 # Held by another: nothing happens.
 before=$(ls -l)
 coproc Q { exec qemu-io -f vmdk d.vmdk; }
+pid=$Q_PID
 echo 'read 14G 512' >&"${Q[1]}"
 read -r line <&"${Q[0]}"
 fails vimg resize -f vmdk d.vmdk 17G
@@ -149,7 +150,7 @@ says 'lock'
 fails vimg resize --shrink -f vmdk d.vmdk 1G
 says 'lock'
 echo quit >&"${Q[1]}"
-wait "$Q_PID" || :
+wait "$pid" || :
 [ "$(ls -l | grep -v log)" = "$(echo "$before" | grep -v log)" ] || die "locked: files have changed"
 fails vimg resize -f vmdk d.vmdk 2000000000001
 [ "$(ls -l | grep -v log)" = "$(echo "$before" | grep -v log)" ] || die "refused: files have changed"

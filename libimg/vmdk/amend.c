@@ -5,31 +5,43 @@
  * it was, but for a new content ID.
  */
 #include "vmdk/vmdk.h"
+#include "base/cleanup.h"
+#include "base/iov.h"
 #include "base/strings.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-/* An embedded one is padded with zeros up to its room. */
+/* Only what held the text before, and zeros behind it, is written over: what
+ * the header calls the descriptor's room may hold tables and grains all the
+ * same. */
 static int store_embedded(struct img_layer *layer, const char *text,
                           size_t len, struct img_error *err)
 {
     struct vmdk_state *st = layer->state;
-    char *padded;
+    size_t room = (size_t)st->text_room, had, end;
+    img_autofree char *buf = NULL;
     int r;
 
-    if (len >= st->text_room)
+    if (len >= room)
         return img_fail(err, ENOSPC, "%s: the descriptor needs %zu bytes, "
-                        "there is room for %llu", layer->path, len + 1,
-                        (unsigned long long)st->text_room);
-    padded = calloc(1, (size_t)st->text_room);
-    if (!padded)
+                        "there is room for %zu", layer->path, len + 1, room);
+    buf = malloc(room);
+    if (!buf)
         return img_fail_nomem(err);
-    memcpy(padded, text, len);
-    r = img_file_pwrite(layer->files[0], padded, (size_t)st->text_room,
-                        st->text_off, err);
-    free(padded);
-    return r;
+    r = img_file_pread(layer->files[0], buf, room, st->text_off, err);
+    if (r)
+        return r;
+    had = strnlen(buf, room);
+    if (len > had && !img_is_zero(buf + had, len + 1 - had))
+        return img_fail(err, ENOSPC, "%s: the descriptor needs %zu bytes, "
+                        "something else begins %zu bytes behind it",
+                        layer->path, len + 1, had);
+    end = IMG_MAX(len + 1, had);
+    memset(buf, 0, end);
+    memcpy(buf, text, len);
+    end = (size_t)img_round_up(end, VMDK_SECTOR);
+    return img_file_pwrite(layer->files[0], buf, end, st->text_off, err);
 }
 
 int img_vmdk_text_store(struct img_layer *layer, struct img_error *err)
@@ -47,6 +59,9 @@ int img_vmdk_text_store(struct img_layer *layer, struct img_error *err)
         return img_fail_nomem(err);
     if (st->text_room) {
         r = store_embedded(layer, text, len, err);
+    } else if (len > VMDK_TEXT_MAX) {
+        r = img_fail(err, EFBIG, "%s: its descriptor would have %zu bytes",
+                     layer->path, len);
     } else {
         r = img_file_size(layer->files[0], &had, err);
         if (r == 0)
@@ -238,14 +253,12 @@ int img_vmdk_set_backing(struct img_layer *layer, const char *name,
 static int amend_id(struct vmdk_text *text, const char *key,
                     const char *value, struct img_error *err)
 {
-    size_t len = strlen(value);
+    uint32_t id;
 
-    if (!len || len > 8 ||
-        strspn(value, "0123456789abcdefABCDEF") != len)
+    if (!img_vmdk_id(value, strlen(value), &id))
         return img_fail(err, EINVAL, "%s is up to 8 hexadecimal digits, not "
                         "'%s'", key, value);
-    return img_vmdk_text_set_id(text, key,
-                                (uint32_t)strtoul(value, NULL, 16), err);
+    return img_vmdk_text_set_id(text, key, id, err);
 }
 
 /* VMware's entry, and VirtualBox's where the image has that. */
@@ -308,7 +321,7 @@ int img_vmdk_amend(struct img_layer *layer, const char *const *settings,
     struct vmdk_text *before = st->text;
     int r;
 
-    if (!st->text)
+    if (!before)
         return img_fail(err, ENOTSUP, "%s: has no descriptor", layer->path);
     r = img_vmdk_text_copy(before, &st->text, err);
     for (; settings && *settings && r == 0; settings++)

@@ -223,17 +223,21 @@ int img_vmdk_text_get(const struct vmdk_text *t, const char *key,
     return v && !*value ? img_fail_nomem(err) : 0;
 }
 
+bool img_vmdk_id(const char *text, size_t len, uint32_t *id)
+{
+    if (len < 1 || len > 8 || strspn(text, "0123456789abcdefABCDEF") < len)
+        return false;
+    *id = (uint32_t)strtoul(text, NULL, 16);
+    return true;
+}
+
 bool img_vmdk_text_get_id(const struct vmdk_text *t, const char *key,
                           uint32_t *id)
 {
     size_t len;
     const char *v = img_vmdk_text_look(t, key, &len);
-    bool ok = v && len >= 1 && len <= 8 &&
-              strspn(v, "0123456789abcdefABCDEF") == len;
 
-    if (ok)
-        *id = (uint32_t)strtoul(v, NULL, 16);
-    return ok;
+    return v && img_vmdk_id(v, len, id);
 }
 
 static int insert_line(struct vmdk_text *t, size_t at, char *line)

@@ -218,15 +218,10 @@ static int id_setting(const struct img_create_options *opts, const char *key,
                       uint32_t *id, struct img_error *err)
 {
     const char *text = img_setting(opts->settings, key);
-    unsigned v;
-    char end;
 
-    if (!text)
-        return 0;
-    if (strlen(text) > 8 || sscanf(text, "%x%c", &v, &end) != 1)
+    if (text && !img_vmdk_id(text, strlen(text), id))
         return img_fail(err, EINVAL, "%s is up to 8 hexadecimal digits, not "
                         "'%s'", key, text);
-    *id = v;
     return 0;
 }
 

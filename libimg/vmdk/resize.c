@@ -427,12 +427,20 @@ static void settle_size(struct img_layer *layer, struct vmdk_extent *x)
     }
 }
 
+/* The header of a file that is the whole image says its size, the descriptor
+ * inside repeats it. */
+static bool header_counts(const struct vmdk_state *st,
+                          const struct vmdk_extent *x)
+{
+    return st->text_room && x->sparse && !x->file;
+}
+
 static int resize_last(struct img_layer *layer, struct vmdk_extent *x,
                        uint64_t size, enum img_prealloc prealloc,
                        struct img_error *err)
 {
     struct vmdk_state *st = layer->state;
-    bool grows = size > layer->size;
+    bool grows = size > layer->size, header_first = header_counts(st, x);
     uint64_t len = size - x->start;
     struct vmdk_text *text;
     bool done;
@@ -441,9 +449,7 @@ static int resize_last(struct img_layer *layer, struct vmdk_extent *x,
     r = change_text(st, x, size, &text, err);
     if (r == 0 && grows)
         r = img_vmdk_grow_last(layer, len, prealloc, err);
-    /* The header of a file that is the whole image says its size, the
-     * descriptor inside repeats it. */
-    if (r == 0 && !grows && st->text_room)
+    if (r == 0 && !grows && header_first)
         r = img_vmdk_cut_last(layer, len, err);
     if (r) {
         img_vmdk_text_free(text);
@@ -458,7 +464,7 @@ static int resize_last(struct img_layer *layer, struct vmdk_extent *x,
         return img_fail_prefix(err, r, "%s: its descriptor could not follow "
                                "the new size", layer->path);
     }
-    if (r == 0 && !grows && !st->text_room)
+    if (r == 0 && !grows && !header_first)
         r = img_vmdk_cut_last(layer, len, err);
     x->len = len;
     layer->size = size;

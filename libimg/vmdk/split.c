@@ -233,12 +233,43 @@ static bool is_own(const struct img_layer *layer, const struct vmdk_extent *x)
     for (unsigned i = 0; i < x->file; i++)
         if (img_vmdk_same_file(layer->files[i], f))
             return false;
-    for (size_t i = 0; i < st->n_extents; i++)
-        if (&st->extents[i] != x && st->extents[i].kind != VMDK_ZERO &&
-            st->extents[i].file == x->file)
-            return false;
     return x->sparse || (!x->host && img_file_size(f, &len, NULL) == 0 &&
                          len == x->len);
+}
+
+/* The last extent goes, and its file unless another one lies there too: the
+ * first of those has opened it, and nobody a file behind it who is still
+ * there. */
+static void drop_last(struct img_layer *layer, bool remove)
+{
+    struct vmdk_state *st = layer->state;
+    struct vmdk_extent *gone = &st->extents[--st->n_extents];
+    bool used = gone->kind == VMDK_ZERO;
+
+    for (size_t i = 0; i < st->n_extents; i++)
+        used |= st->extents[i].kind != VMDK_ZERO &&
+                st->extents[i].file == gone->file;
+    remove = remove && !used && is_own(layer, gone);
+    img_vmdk_sparse_free(gone->sparse);
+    gone->sparse = NULL;
+    if (!used)
+        layer->drop_file(layer, remove);
+}
+
+/* May the last extent that stays become shorter?  The others go whole. */
+static int check_cut(struct img_layer *layer, const struct vmdk_extent *x,
+                     uint64_t size, struct img_error *err)
+{
+    if (size == x->start + x->len)
+        return 0;
+    if (x->access != VMDK_RW)
+        return img_fail(err, EROFS, "%s: the extent at %llu is not for "
+                        "writing", layer->path, (unsigned long long)x->start);
+    if (x->sparse && (x->kind != VMDK_SPARSE || x->sparse->h.compressed))
+        return img_fail(err, ENOTSUP, "%s: the extent at %llu cannot be "
+                        "resized", layer->path,
+                        (unsigned long long)x->start);
+    return 0;
 }
 
 int img_vmdk_split_drop(struct img_layer *layer, uint64_t size,
@@ -254,7 +285,9 @@ int img_vmdk_split_drop(struct img_layer *layer, uint64_t size,
     while (keep > 1 && st->extents[keep - 1].start >= size)
         keep--;
     x = &st->extents[keep - 1];
-    r = img_vmdk_sync(layer, err);
+    r = check_cut(layer, x, size, err);
+    if (r == 0)
+        r = img_vmdk_sync(layer, err);
     if (r == 0)
         r = img_vmdk_text_copy(st->text, &text, err);
     if (r == 0) {
@@ -270,15 +303,9 @@ int img_vmdk_split_drop(struct img_layer *layer, uint64_t size,
         img_vmdk_text_free(text);
         return r;
     }
-    while (st->n_extents > keep) {
-        struct vmdk_extent *gone = &st->extents[--st->n_extents];
-        /* Not when the old descriptor may come back. */
-        bool own = r == 0 && gone->kind != VMDK_ZERO && is_own(layer, gone);
-
-        img_vmdk_sparse_free(gone->sparse);
-        if (gone->kind != VMDK_ZERO)
-            layer->drop_file(layer, own);
-    }
+    /* No file is removed when the old descriptor may come back. */
+    while (st->n_extents > keep)
+        drop_last(layer, r == 0);
     img_vmdk_text_free(st->text);
     st->text = text;
     layer->size = x->start + x->len;

@@ -66,7 +66,9 @@ const char *img_vmdk_text_look(const struct vmdk_text *text, const char *key,
 /* The same, malloc'ed; *value is NULL where the key is not there. */
 int img_vmdk_text_get(const struct vmdk_text *text, const char *key,
                       char **value, struct img_error *err);
-/* Hexadecimal; false where it is not there or no number. */
+/* Up to 8 hexadecimal digits and nothing else; a line may go on behind len. */
+bool img_vmdk_id(const char *text, size_t len, uint32_t *id);
+/* False where it is not there or no number. */
 bool img_vmdk_text_get_id(const struct vmdk_text *text, const char *key,
                           uint32_t *id);
 /* NULL value = remove the key. */
