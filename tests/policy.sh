@@ -113,6 +113,11 @@ else
     echo "no sandbox here: $(cat err)" >&2
 fi
 
+# Commands of io that open files may, by whichever name.
+for how in 'open -r' ' o -r'; do
+    vimg io -c "$how a/near.qcow2" -c length >out 2>&1 || die "io $how: $(cat out)"
+done
+
 # A chain as long as the library takes it, and one that is longer.
 qemu-img create -q -f qcow2 -o cluster_size=512 deep0000 1M
 qemu-io -f qcow2 -c 'write -P 9 0 512' deep0000 >/dev/null

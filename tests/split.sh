@@ -134,7 +134,8 @@ mv ../q/real.vmdk d.vmdk
 quiet vimg resize --allow-files=same-dir -f vmdk d.vmdk 5G
 fails vimg resize --allow-files=../q -f vmdk d.vmdk 7G
 quiet vimg resize --allow-files=.. -f vmdk d.vmdk 7G
-quiet vimg io -f vmdk -c 'truncate 9G' -c 'truncate 11G' d.vmdk
+quiet vimg io -f vmdk -c 'truncate 9G' d.vmdk
+quiet vimg io -f vmdk -c ' t 11G' d.vmdk
 (cd / && quiet vimg resize -f vmdk "$tmp/d/d.vmdk" 13G)
 quiet vimg resize --no-sandbox -f vmdk d.vmdk 15G
 [ "$(names | wc -w)" = 9 ] || die "files: $(names)"

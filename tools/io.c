@@ -264,6 +264,22 @@ static bool may_say(const char *word)
     return args.commands.n == 0;
 }
 
+/* Is this one of the commands, by whichever of its names? */
+static bool may_run(const char *name)
+{
+    for (size_t i = 0; i < args.commands.n; i++) {
+        char *line = need_memory(strdup(args.commands.uses[i].text));
+        char *word = strtok(line, " \t\n");
+        const struct io_command *cmd = word ? io_find(word) : NULL;
+        bool found = cmd && !strcmp(cmd->name, name);
+
+        free(line);
+        if (found)
+            return true;
+    }
+    return args.commands.n == 0;
+}
+
 /* Is there an option s, alone (-s) or with others (-qs)? */
 static bool has_pattern_file(const char *line)
 {
@@ -287,14 +303,14 @@ static bool may_read_pattern(void)
 /* Commands that come one after the other may open anything. */
 static void enter(const struct io *io, const char *name)
 {
-    if (may_say("open") || may_read_pattern())
+    if (may_run("open") || may_run("reopen") || may_read_pattern())
         confine_path("/", SANDBOX_READ | SANDBOX_WRITE | SANDBOX_LIST |
                      SANDBOX_MAKE);
     if (may_say("nbd"))
         confine_network();
     if (name)
         open_expect(name, &io->how, args.read_only || args.scratch ? 0 :
-                    IMG_OPEN_WRITE, may_say("truncate") ? CONFINE_SPLIT : 0);
+                    IMG_OPEN_WRITE, may_run("truncate") ? CONFINE_SPLIT : 0);
     if (args.scratch)
         confine_temporary();
     open_enter();
