@@ -44,6 +44,8 @@ const struct recipe recipes[] = {
       RESUMES },
     { "create vmdk over a base", VMDK, "create n.vmdk 2M -b m.vmdk",
       RESUMES },
+    { "create vmdk, unseen base", VMDK, "create n.vmdk 2M -u -b m.vmdk",
+      RESUMES },
     { "create vmdk, flat", "", "create n.vmdk 64k subformat=monolithicFlat",
       RESUMES },
     { "create vmdk, flat, over one",

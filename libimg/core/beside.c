@@ -92,15 +92,6 @@ static int make_file(struct img_layer *l, const char *name,
     return keep_rights(l, *file, err);
 }
 
-/* Is this what the name leads to, without a link? */
-static bool has_name(const struct img_file *file, const char *path)
-{
-    struct stat st;
-
-    return lstat(path, &st) == 0 && S_ISREG(st.st_mode) &&
-           st.st_dev == file->device && st.st_ino == file->inode;
-}
-
 static void unmake_files(struct img_layer *l)
 {
     struct img_chain *c = l->core;
@@ -109,8 +100,8 @@ static void unmake_files(struct img_layer *l)
         struct img_made *m = &c->made[--c->n_made];
 
         img_output_abandon(m->out);
-        if (m->file && has_name(m->file, m->path))
-            unlink(m->path);
+        if (m->file)
+            img_output_remove(m->file, m->path);
         img_file_close(m->file);
         free(m->path);
     }
@@ -218,7 +209,7 @@ static void drop_file(struct img_layer *l, bool remove)
     if (!remove)
         l->warn(l, "%s: is no part of %s any more, but stays", file->path,
                 l->path);
-    else if (!has_name(file, file->path) || unlink(file->path) < 0)
+    else if (!img_output_remove(file, file->path))
         l->warn(l, "%s: is no part of %s any more, but could not be removed",
                 file->path, l->path);
     img_file_close(file);

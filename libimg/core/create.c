@@ -28,6 +28,8 @@ struct extra {
     struct img_output *out;     /* NULL = it was there already */
     struct img_file *file;
     char *name;                 /* as the image has it */
+    bool is_new;                /* it has got its name, and nothing else had
+                                   it before */
 };
 
 struct making {
@@ -243,7 +245,7 @@ static int keep_extra(struct making *m, const char *name,
         free(copy);
         return img_fail_nomem(err);
     }
-    more[m->n_extras++] = (struct extra){ out, file, copy };
+    more[m->n_extras++] = (struct extra){ out, file, copy, false };
     return 0;
 }
 
@@ -432,29 +434,42 @@ static void making_free(struct making *m)
     free(m);
 }
 
+static int finish_extra(struct making *m, struct extra *e,
+                        struct img_error *err)
+{
+    struct img_output *out = e->out;
+    bool is_new;
+    int r;
+
+    if (!out)
+        return m->opts.flags & IMG_CREATE_NO_SYNC
+               ? 0 : img_file_sync(e->file, err);
+    is_new = img_output_is_new(out);
+    e->out = NULL;
+    e->file = NULL;
+    r = img_output_keep(out, &e->file, err);
+    e->is_new = is_new && e->file;
+    return r;
+}
+
 /* What it refers to first, the image itself last: an image that is there has
- * all its files. */
+ * all its files.  Without it, none of those stays. */
 static int finish(struct making *m, struct img_error *err)
 {
-    struct img_output *out = m->out;
+    struct img_file *image = NULL;
     int r = 0;
 
-    for (size_t i = 0; i < m->n_extras && r == 0; i++) {
-        struct img_output *extra = m->extras[i].out;
-
-        if (!extra) {
-            r = m->opts.flags & IMG_CREATE_NO_SYNC
-                ? 0 : img_file_sync(m->extras[i].file, err);
-            continue;
-        }
-        m->extras[i].out = NULL;
-        m->extras[i].file = NULL;
-        r = img_output_finish(extra, err);
+    for (size_t i = 0; i < m->n_extras && r == 0; i++)
+        r = finish_extra(m, &m->extras[i], err);
+    if (r == 0 && m->out) {
+        r = img_output_keep(m->out, &image, err);
+        m->out = NULL;
     }
-    if (r < 0 || !out)
-        return r;
-    m->out = NULL;
-    return img_output_finish(out, err);
+    for (size_t i = 0; i < m->n_extras && r < 0 && !image; i++)
+        if (m->extras[i].is_new)
+            img_output_remove(m->extras[i].file, m->extras[i].file->path);
+    img_file_close(image);
+    return r;
 }
 
 int img_making_finish(struct img_making *making, struct img_error *err)

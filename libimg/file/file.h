@@ -172,6 +172,11 @@ int img_output_finish(struct img_output *out, struct img_error *err);
  * only its durability is not certain. */
 int img_output_keep(struct img_output *out, struct img_file **file,
                     struct img_error *err);
+/* Was nothing there before? */
+bool img_output_is_new(const struct img_output *out);
+/* Removes what was kept under this name; false: that is another file now, or
+ * it cannot be. */
+bool img_output_remove(const struct img_file *kept, const char *path);
 /* The target stays as it was.  NULL is fine. */
 void img_output_abandon(struct img_output *out);
 #endif

@@ -500,6 +500,20 @@ int img_output_keep(struct img_output *out, struct img_file **file,
     return r;
 }
 
+bool img_output_is_new(const struct img_output *out)
+{
+    return out->in_place ? out->created : !out->old;
+}
+
+bool img_output_remove(const struct img_file *kept, const char *path)
+{
+    struct stat st;
+
+    return lstat(path, &st) == 0 && S_ISREG(st.st_mode) &&
+           st.st_dev == kept->device && st.st_ino == kept->inode &&
+           unlink(path) == 0;
+}
+
 void img_output_abandon(struct img_output *out)
 {
     if (out)

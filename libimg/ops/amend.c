@@ -55,15 +55,19 @@ static int amend_backing(struct img_disk *d, const char *const *settings,
     const struct img_layer *l = d->chain->layers[0];
     struct img_rebase_options opts = IMG_REBASE_OPTIONS;
     img_autofree char *same = NULL;
+    bool has = false;
 
     if (!name && !format)
         return 0;
     if (!name) {
         img_read_lock(&d->structure);
-        same = l->backing ? strdup(l->backing) : NULL;
+        has = l->backing != NULL;
+        same = has ? strdup(l->backing) : NULL;
         img_rw_unlock(&d->structure);
         name = same;
     }
+    if (has && !name)
+        return img_fail_nomem(err);
     if (!name)
         return img_fail(err, EINVAL, "%s: has no backing file whose format "
                         "could be recorded", l->path);

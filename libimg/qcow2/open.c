@@ -268,18 +268,16 @@ static int open_data_file(struct qcow2 *q, bool describe,
     if (!q->h.data_file)
         return img_fail(err, EINVAL, "%s: the image has an external data "
                         "file but does not say its name", layer->path);
+    files = realloc(layer->files, 2 * sizeof *files);
+    if (!files)
+        return img_fail_nomem(err);
+    layer->files = files;
     if (!describe)
         r = layer->open_file(layer, q->h.data_file, layer->writable, &file,
                              err);
     if (r < 0)
         return r;
-    files = realloc(layer->files, 2 * sizeof *files);
-    if (!files) {
-        img_file_close(file);
-        return img_fail_nomem(err);
-    }
     files[1] = file;
-    layer->files = files;
     layer->n_files = 2;
     q->data = 1;
     return 0;

@@ -119,10 +119,8 @@ int img_vmdk_build_parent(struct img_build *b, struct vmdk_options *o,
         return 0;
     }
     r = b->open_file(b, o->backing, false, &file, err);
-    if (r == 0) {
+    if (r == 0)
         r = img_vmdk_read_cid(file, &o->parent_cid, err);
-        img_file_close(file);
-    }
     return r ? img_fail_prefix(err, r, "%s: the content ID of the backing "
                                "file is needed (or parent_cid=)", b->path)
              : 0;
