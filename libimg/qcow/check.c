@@ -302,9 +302,6 @@ int img_qcow_check(struct img_layer *layer,
     };
     int r = 0;
 
-    if (opts->repair && !layer->writable)
-        return img_fail(err, EROFS, "%s: opened read-only, cannot be "
-                        "repaired", layer->path);
     if (c.length > FILE_MAX)
         return img_fail(err, EFBIG, "%s: a file of %llu bytes is too long to "
                         "be checked", layer->path,

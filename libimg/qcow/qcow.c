@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "base/info.h"
 #include "base/strings.h"
+#include "cache/tcache.h"
 #include "file/file.h"
 
 #include <stdlib.h>
@@ -159,6 +160,28 @@ static int check_apart(struct img_layer *layer, struct img_qcow *q,
     return r;
 }
 
+/* A file may end where the disk ends, in the middle of a cluster: the rest of
+ * that cluster is in use all the same. */
+static int find_end(struct img_layer *layer, struct img_qcow *q,
+                    struct img_error *err)
+{
+    struct img_slice *table = NULL;
+    struct img_qcow_entry e;
+    uint64_t run;
+    int r = 0;
+
+    if (layer->size & (q->cluster_size - 1))
+        r = img_qcow_table(layer, layer->size - 1, false, &table, err);
+    if (r < 0 || !table)
+        return r;
+    /* Damage is for whoever reads there, or checks. */
+    if (img_qcow_run(layer, table, layer->size - 1, 1, &e, &run, NULL) == 0 &&
+        e.kind == QCOW_PLAIN)
+        q->end = IMG_MAX(q->end, e.host + q->cluster_size);
+    img_tcache_put(layer->tables, table);
+    return 0;
+}
+
 static int qcow_open(struct img_layer *layer,
                      const struct img_open_options *opts,
                      struct img_error *err)
@@ -194,7 +217,10 @@ static int qcow_open(struct img_layer *layer,
         return img_fail(err, ENOTSUP, "%s: a qcow image on a device cannot "
                         "be written, for it grows with its file",
                         layer->path);
-    return layer->writable && !layer->repair ? check_apart(layer, q, err) : 0;
+    if (!layer->writable || layer->repair)
+        return 0;
+    r = check_apart(layer, q, err);
+    return r < 0 ? r : find_end(layer, q, err);
 }
 
 /* Cuts what the file has grown by beyond the last cluster. */

@@ -262,9 +262,6 @@ int img_vdi_check(struct img_layer *layer,
     bool count_wrong;
     int r;
 
-    if (opts->repair && !layer->writable)
-        return img_fail(err, EROFS, "%s: opened read-only, cannot be "
-                        "repaired", layer->path);
     if (opts->repair) {
         r = img_vdi_sync(layer, err);
         if (r < 0)
