@@ -362,7 +362,7 @@ int img_qcow2_refs_get(struct qcow2 *q, uint64_t cluster, uint64_t *count,
 int img_qcow2_refs_get_row(struct qcow2 *q, uint64_t cluster, uint64_t max,
                            uint64_t *counts, uint64_t *n,
                            struct img_error *err);
-/* Adds delta (+1 or -1 or any) to n clusters that have a block. */
+/* Adds delta, 1 or -1, to n clusters that have a block. */
 int img_qcow2_refs_add(struct qcow2 *q, uint64_t cluster, uint64_t n,
                        int64_t delta, struct img_error *err);
 /* The first free cluster at or after from, and how many follow it without a

@@ -137,8 +137,6 @@ static bool piece_add16(struct qcow2 *q, const struct piece *p,
     uint16_t limit = delta > 0 ? UINT16_MAX : 0, left = UINT16_MAX;
     unsigned bad = 0;
 
-    if (!delta)
-        return true;
     for (uint64_t i = 0; i < n; i++)
         bad |= img_get_be16(at + i * 2) == limit;
     if (bad)
@@ -164,11 +162,9 @@ static int piece_add(struct qcow2 *q, const struct piece *p, uint64_t cluster,
     uint32_t order = q->h.refcount_order;
     uint8_t *data = p->slice->data;
 
-    if (order == 4 && delta >= -1 && delta <= 1) {
-        if (piece_add16(q, p, cluster, n, (int)delta)) {
-            piece_dirty(q, p, n);
-            return 0;
-        }
+    if (order == 4 && piece_add16(q, p, cluster, n, (int)delta)) {
+        piece_dirty(q, p, n);
+        return 0;
     }
     for (uint64_t i = 0; i < n; i++) {
         int r = check_sum(q, cluster + i,
