@@ -141,7 +141,7 @@ int img_qcow2_grow(struct img_layer *layer, uint64_t size,
 
     if (r == 0)
         r = img_qcow2_bitmaps_grow(q, size, err);
-    if (r == 0 && !is_raw(q))
+    if (r == 0)
         r = cut(q, q->h.size, err);
     if (r == 0 && need > q->h.l1_size)
         r = grow_l1(q, need, err);
@@ -176,28 +176,28 @@ static int resize(struct qcow2 *q, uint64_t size, enum img_prealloc prealloc,
                   struct img_error *err)
 {
     struct img_layer *layer = q->layer;
-    uint64_t old = q->h.size;
+    uint64_t old = q->h.size, from = old;
     int r = refuse_size(q, size, err);
 
     if (r < 0)
         return r;
-    if (prealloc != IMG_PREALLOC_OFF && layer->backing &&
-        !img_qcow2_has_subclusters(q))
-        return img_fail(err, ENOTSUP, "%s: preallocation cannot be used with "
-                        "a backing file", layer->path);
     r = img_qcow2_bitmaps_grow(q, size, err);
     if (r == 0 && q->data && size > old)
         r = img_file_truncate(layer->files[q->data], size, err);
     if (r == 0)
         r = set_size(q, size, err);
+    if (r == 0 && size < old)
+        r = cut(q, size, err);
     if (r == 0 && size < old && is_raw(q))
         r = img_file_truncate(layer->files[q->data], size, err);
-    else if (r == 0 && size < old)
-        r = cut(q, size, err);
     if (r == 0 && size > old && is_raw(q) && prealloc == IMG_PREALLOC_OFF)
         prealloc = IMG_PREALLOC_METADATA;
-    if (r == 0 && size > old && prealloc != IMG_PREALLOC_OFF) {
-        r = img_qcow2_preallocate(q, old, size - old, prealloc, err);
+    /* A place for the cluster that the disk ended in would hide what the
+     * backing file has there. */
+    if (layer->backing)
+        from = img_round_up(old, q->cluster_size);
+    if (r == 0 && size > from && prealloc != IMG_PREALLOC_OFF) {
+        r = img_qcow2_preallocate(q, from, size - from, prealloc, err);
         if (r == 0)
             r = img_qcow2_settle(q, err);
     }

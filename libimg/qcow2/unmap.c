@@ -141,8 +141,9 @@ int img_qcow2_unmap(struct img_layer *layer, uint64_t off, uint64_t len,
     struct qcow2 *q = img_qcow2_of(layer);
     int r;
 
-    /* What a raw data file holds is what the guest sees. */
-    if (q->data && (q->h.autoclear & QCOW2_DATA_FILE_RAW)) {
+    /* What a raw data file holds is what the guest sees, up to its end. */
+    if (q->data && (q->h.autoclear & QCOW2_DATA_FILE_RAW) &&
+        off < q->h.size) {
         if (mode != IMG_UNMAP_DISCARD)
             return img_fail(err, ENOTSUP, "%s: zeros must be written to a "
                             "raw data file", layer->path);
