@@ -79,12 +79,16 @@ static int set_data_file(struct qcow2 *q, const char *const *s,
         return img_fail(err, EINVAL, "%s: data-file can only be set for "
                         "images that use an external data file",
                         q->layer->path);
+    /* Nobody could open it again but by naming the file. */
+    if (name && !*name)
+        return img_fail(err, EINVAL, "%s: the data file needs a name",
+                        q->layer->path);
     if (raw && !is_raw)
         return img_fail(err, EINVAL, "%s: data-file-raw cannot be set on "
                         "existing images", q->layer->path);
     if (!raw)
         q->h.autoclear &= ~QCOW2_DATA_FILE_RAW;
-    if (name && *name)
+    if (name)
         r = img_qcow2_header_copy_text(&q->h.data_file, name, err);
     return r == 0 ? img_qcow2_header_write(q, err) : r;
 }
