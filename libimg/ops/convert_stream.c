@@ -206,9 +206,8 @@ static int stream_planned(struct img_convert *cv, struct img_making *m,
     struct img_io io;
     int r;
 
-    r = refuse_relative(cv, err);
-    if (r < 0 || !m->build.backing)
-        return r < 0 ? r : plan_and_write(cv, m, w, begun, err);
+    if (!m->build.backing)
+        return plan_and_write(cv, m, w, begun, err);
     img_io_init(&io, img_making_backing(m));
     r = img_source_one(&base, &io, 0, c->source.size, err);
     c->base = &base;
@@ -303,9 +302,6 @@ static int stream_made(struct img_convert *cv, struct fd_writer *w,
     struct img_making *m = NULL;
     int r, closed;
 
-    r = refuse_relative(cv, err);
-    if (r < 0)
-        return r;
     cv->create.flags |= IMG_CREATE_NO_SYNC;
     cv->opts.no_sync = true;
     r = begin_temporary(cv, &m, err);
@@ -339,6 +335,9 @@ static int convert_stream(struct img_convert *cv, struct fd_writer *w,
         return r;
     if (img_format_is_identity(cv->format))
         return stream_raw(cv, w, err);
+    r = refuse_relative(cv, err);
+    if (r < 0)
+        return r;
     if (!cv->format->sink)
         return stream_made(cv, w, err);
     r = img_making_begin(NULL, &cv->create, &m, err);
