@@ -104,4 +104,7 @@ int img_cursor_next(struct img_cursor *c, struct img_run *run,
 /* Corruption was met in this layer: it is not written any more. */
 void img_layer_break(struct img_layer *layer);
 bool img_layer_is_broken(const struct img_layer *layer);
+/* 0 if it is open for writing and not broken. */
+int img_layer_may_change(const struct img_layer *layer,
+                         struct img_error *err);
 #endif

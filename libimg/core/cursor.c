@@ -23,6 +23,17 @@ bool img_layer_is_broken(const struct img_layer *layer)
     return __atomic_load_n(&layer->broken, __ATOMIC_RELAXED);
 }
 
+int img_layer_may_change(const struct img_layer *l, struct img_error *err)
+{
+    if (!l->writable)
+        return img_fail(err, EROFS, "%s: not open for writing", l->path);
+    if (img_layer_is_broken(l))
+        return img_fail(err, IMG_ECORRUPT, "%s: is not written any more: it "
+                        "was found to be corrupt, or writing its header "
+                        "failed", l->path);
+    return 0;
+}
+
 static int ask(struct img_layer *l, uint64_t off, uint64_t len,
                unsigned flags, struct img_run *run, struct img_error *err)
 {

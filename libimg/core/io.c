@@ -35,13 +35,10 @@ int img_begin_change(struct img_io *io, unsigned to, uint64_t off,
                      uint64_t len, struct img_error *err)
 {
     struct img_layer *l = io->chain->layers[to];
+    int r = img_layer_may_change(l, err);
 
-    if (!l->writable)
-        return img_fail(err, EROFS, "%s: not open for writing", l->path);
-    if (img_layer_is_broken(l))
-        return img_fail(err, IMG_ECORRUPT, "%s: is not written any more: it "
-                        "was found to be corrupt, or writing its header "
-                        "failed", l->path);
+    if (r < 0)
+        return r;
     if (!img_inside(off, len, l->size))
         return img_fail(err, EINVAL, "%s: writing %llu bytes at %llu: the "
                         "disk has %llu", l->path, (unsigned long long)len,

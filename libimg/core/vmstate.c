@@ -11,14 +11,16 @@ static int place_of(struct img_layer *l, uint64_t off, size_t len, bool write,
                     uint64_t *start, uint64_t *end, struct img_error *err)
 {
     uint64_t cluster = UINT64_C(1) << l->cluster_bits;
-    int r;
+    int r = 0;
 
     if (!l->format->vm_state)
         return img_fail(err, ENOTSUP, "%s: format %s has no place for the "
                         "state of a virtual machine", l->path,
                         l->format->info.name);
-    if (write && !l->writable)
-        return img_fail(err, EROFS, "%s: not open for writing", l->path);
+    if (write)
+        r = img_layer_may_change(l, err);
+    if (r < 0)
+        return r;
     if (!img_add(off, len, end))
         *end = UINT64_MAX;
     r = l->format->vm_state(l, write ? *end : 0, start, err);

@@ -83,10 +83,10 @@ int img_amend(struct img_disk *d, const char *const *settings,
     const struct img_layer *l = d->chain->layers[0];
     bool resized = img_setting(settings, "size");
     uint64_t size = 0;
-    int r;
+    int r = img_layer_may_change(l, err);
 
-    if (!l->writable)
-        return img_fail(err, EROFS, "%s: not open for writing", l->path);
+    if (r < 0)
+        return r;
     if (!l->format->amend)
         return img_fail(err, ENOTSUP, "%s: format %s cannot be amended",
                         l->path, l->format->info.name);

@@ -21,13 +21,6 @@ static int need_bitmaps(const struct img_layer *l, struct img_error *err)
                     l->format->info.name);
 }
 
-static int need_writable(const struct img_layer *l, struct img_error *err)
-{
-    if (l->writable)
-        return 0;
-    return img_fail(err, EROFS, "%s: not open for writing", l->path);
-}
-
 int img_bitmap_edit(struct img_disk *d, const char *name,
                     enum img_bitmap_verb verb, uint32_t granularity,
                     struct img_error *err)
@@ -36,7 +29,7 @@ int img_bitmap_edit(struct img_disk *d, const char *name,
     int r = need_bitmaps(l, err);
 
     if (r == 0)
-        r = need_writable(l, err);
+        r = img_layer_may_change(l, err);
     if (r < 0)
         return r;
     img_write_lock(&d->structure);
@@ -78,7 +71,7 @@ int img_bitmap_merge(struct img_disk *to, const char *to_name,
     if (r == 0)
         r = need_bitmaps(f, err);
     if (r == 0)
-        r = need_writable(t, err);
+        r = img_layer_may_change(t, err);
     if (r == 0 && f->size > t->size)
         r = img_fail(err, EINVAL, "%s: is smaller than %s: bitmap '%s' does "
                      "not fit into '%s'", t->path, f->path, from_name,

@@ -90,14 +90,16 @@ static int refuse(struct img_disk *d, unsigned depth, bool empty,
                   struct img_error *err)
 {
     const struct img_layer *top = d->chain->layers[0];
+    int r = 0;
 
     if (depth < 1 || depth >= d->chain->n)
         return img_fail(err, EINVAL, d->chain->n < 2
                         ? "%s: has no backing file to commit to"
                         : "%s: has no such layer below it", top->path);
-    if (empty && !top->writable)
-        return img_fail(err, EROFS, "%s: not open for writing", top->path);
-    return img_dependants_refuse(d, 1, depth, "committing into that", err);
+    if (empty)
+        r = img_layer_may_change(top, err);
+    return r == 0 ? img_dependants_refuse(d, 1, depth, "committing into that",
+                                          err) : r;
 }
 
 int img_commit(struct img_disk *d, unsigned depth, bool keep,

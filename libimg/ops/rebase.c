@@ -223,8 +223,9 @@ int img_rebase(struct img_disk *d, const struct img_rebase_options *opts,
     if (!top->format->set_backing)
         return img_fail(err, ENOTSUP, "%s: format %s has no backing files",
                         top->path, top->format->info.name);
-    if (!top->writable)
-        return img_fail(err, EROFS, "%s: not open for writing", top->path);
+    r = img_layer_may_change(top, err);
+    if (r < 0)
+        return r;
     if (rb.opts.backing && *rb.opts.backing)
         rb.name = rb.opts.backing;
     img_disk_change_begin(d);

@@ -103,13 +103,14 @@ int img_resize_layer(struct img_io *io, unsigned depth, uint64_t size,
 {
     struct img_layer *l = io->chain->layers[depth];
     uint64_t old = l->size;
-    int r = 0;
+    int r;
 
     if (!l->format->resize)
         return img_fail(err, ENOTSUP, "%s: format %s cannot change its size",
                         l->path, l->format->info.name);
-    if (!l->writable)
-        return img_fail(err, EROFS, "%s: not open for writing", l->path);
+    r = img_layer_may_change(l, err);
+    if (r < 0)
+        return r;
     if (size > INT64_MAX)
         return img_fail(err, EFBIG, "%s: %llu bytes are too many", l->path,
                         (unsigned long long)size);

@@ -23,13 +23,14 @@ static int snapshot(struct img_disk *d, enum verb verb, const char *name,
                     struct img_error *err)
 {
     struct img_layer *l = d->chain->layers[0];
-    int r = 0;
+    int r;
 
     if (!l->format->snapshots)
         return img_fail(err, ENOTSUP, "%s: format %s has no internal "
                         "snapshots", l->path, l->format->info.name);
-    if (!l->writable)
-        return img_fail(err, EROFS, "%s: not open for writing", l->path);
+    r = img_layer_may_change(l, err);
+    if (r < 0)
+        return r;
     img_disk_change_begin(d);
     if (verb == APPLY)
         r = img_dependants_refuse(d, 0, 0, "going back to a snapshot of that",

@@ -70,4 +70,24 @@ for o in cluster_size=64k cluster_size=512 cluster_size=2M compat=0.10 \
         qemu-img check -q vm.qcow2 >&2 || wrong "$o: $d: check at the end"
     done
 done
+
+# Nothing is written to an image that was found to be corrupt a moment ago,
+# tables neither.
+cd "$tmp/v"
+for command in 'write -b 0 512' 'truncate 5T'; do
+    qemu-img create -q -f qcow2 bad.qcow2 512M
+    qemu-io -c 'write 0 64k' bad.qcow2 >/dev/null
+    python3 - <<'EOF'
+import struct
+f = open("bad.qcow2", "r+b")
+f.seek(40)
+f.seek(struct.unpack(">Q", f.read(8))[0])
+f.seek(struct.unpack(">Q", f.read(8))[0] & (1 << 56) - 1)
+f.write(struct.pack(">Q", 1 << 63 | 0x50200))
+EOF
+    head -c 72 bad.qcow2 >before
+    vimg io -c 'read 0 512' -c "$command" bad.qcow2 >../out 2>&1 && wrong "$command of a corrupt image"
+    grep -q 'not written any more' ../out || wrong "$command of a corrupt image: $(cat ../out)"
+    head -c 72 bad.qcow2 | cmp - before || wrong "$command changed the header of a corrupt image"
+done
 finish
