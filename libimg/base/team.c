@@ -47,8 +47,7 @@ static void stop(struct img_team *c, int result, const struct img_error *err)
     img_lock(&c->lock);
     if (!c->stop && result < 0) {
         c->result = result;
-        if (err)
-            c->error = *err;
+        c->error = *err;
     }
     c->stop = true;
     img_wake_all(&c->changed);
