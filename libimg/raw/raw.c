@@ -238,14 +238,16 @@ static int give_hints(struct img_build *b, struct img_error *err)
     r = img_setting_bool(settings, "nocow", &nocow, err);
     if (r == 0)
         r = img_setting_size(settings, "extent_size_hint", &hint, err);
+    if (r == 0 && hint > UINT32_MAX)
+        r = img_fail(err, EINVAL, "Extent size hint %llu is too large",
+                     (unsigned long long)hint);
     if (r < 0 || fd < 0 || b->file->is_device)
         return r;
     if (nocow && ioctl(fd, FS_IOC_GETFLAGS, &flags) == 0) {
         flags |= FS_NOCOW_FL;
         (void)ioctl(fd, FS_IOC_SETFLAGS, &flags);
     }
-    if (hint && hint <= UINT32_MAX &&
-        ioctl(fd, FS_IOC_FSGETXATTR, &attr) == 0) {
+    if (hint && ioctl(fd, FS_IOC_FSGETXATTR, &attr) == 0) {
         attr.fsx_xflags |= FS_XFLAG_EXTSIZE;
         attr.fsx_extsize = (uint32_t)hint;
         (void)ioctl(fd, FS_IOC_FSSETXATTR, &attr);
@@ -285,9 +287,8 @@ static int raw_measure(const struct img_create_options *opts, uint64_t size,
 static int raw_defaults(const struct img_create_options *opts,
                         struct img_strings *out, struct img_error *err)
 {
-    static const char *const keys[] = {
-        "preallocation", "nocow", "extent_size_hint",
-    };
+    static const char *const keys[] = { "preallocation", "nocow" };
+    uint64_t hint;
     int r = img_strings_addf(out, err, "size=%llu",
                              (unsigned long long)opts->disk_size);
 
@@ -296,6 +297,12 @@ static int raw_defaults(const struct img_create_options *opts,
 
         if (value)
             r = img_strings_addf(out, err, "%s=%s", keys[i], value);
+    }
+    if (r == 0 && img_setting(opts->settings, "extent_size_hint")) {
+        r = img_setting_size(opts->settings, "extent_size_hint", &hint, err);
+        if (r == 0)
+            r = img_strings_addf(out, err, "extent_size_hint=%llu",
+                                 (unsigned long long)hint);
     }
     return r;
 }

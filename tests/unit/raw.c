@@ -218,6 +218,155 @@ static void test_direct(void **state)
     assert_int_equal(length("direct"), 5 * 512);
 }
 
+/* ---- what is refused ------------------------------------------------------ */
+
+static void test_refused(void **state)
+{
+    struct img_open_options o = IMG_OPEN_OPTIONS;
+    struct img_want want = { .len = K, .packed = 100 };
+    struct img_place place;
+    struct img_layer *l;
+    struct img_disk *d;
+    uint64_t done;
+
+    assert_ok(make("no", "raw", 64 * K, NULL, NULL, 0, NULL), err);
+    o.format = "raw";
+    o.snapshot = "one";
+    assert_int_equal(img_open(in_folder("no"), &o, &d, &err), -ENOTSUP);
+    assert_says("a raw image has no snapshots");
+    o.snapshot = NULL;
+    o.flags = IMG_OPEN_WRITE;
+    o.window_size = 4 * K;              /* from the beginning */
+    assert_ok(img_open(in_folder("no"), &o, &d, &err), err);
+    assert_int_equal(img_size(d), 4 * K);
+    l = d->chain->layers[0];
+    assert_int_equal(img_resize(d, 8 * K, false, IMG_PREALLOC_OFF, NULL,
+                                &err), -ENOTSUP);
+    assert_says("a window of a file cannot be resized");
+    assert_int_equal(l->format->reserve(l, &want, &place, &err), -ENOTSUP);
+    assert_says("cannot hold compressed data");
+    assert_int_equal(l->format->unmap(l, 0, K, IMG_UNMAP_DROP, &done, &err),
+                     -ENOTSUP);
+    assert_says("nothing is below a raw image");
+    assert_ok(img_close(d, &err), err);
+    d = open_as("no", "raw", IMG_OPEN_WRITE);
+    l = d->chain->layers[0];
+    assert_int_equal(l->format->resize(l, INT64_MAX, IMG_PREALLOC_OFF, &err),
+                     -EFBIG);
+    assert_says("9223372036854775807 bytes are too many");
+    assert_ok(l->format->resize(l, 64 * K, IMG_PREALLOC_FULL, &err), err);
+    l->files[0]->is_device = true;
+    assert_int_equal(l->format->resize(l, K, IMG_PREALLOC_OFF, &err),
+                     -ENOTSUP);
+    assert_says("a device cannot be resized");
+    l->files[0]->is_device = false;
+    assert_ok(img_close(d, &err), err);
+    assert_int_equal(length("no"), 64 * K);
+}
+
+/* By each kind: what is read afterwards, and whether space is given back. */
+static void test_kinds(void **state)
+{
+    static const struct { enum img_unmap kind; unsigned flags; bool zeros,
+                          less; } rows[] = {
+        { IMG_UNMAP_ZERO, 0, true, false },
+        { IMG_UNMAP_ZERO_OWN, 0, true, false },
+        { IMG_UNMAP_ZERO_KEEP, 0, true, false },
+        { IMG_UNMAP_DISCARD, 0, false, false },
+        { IMG_UNMAP_ZERO, IMG_OPEN_UNMAP, true, true },
+        { IMG_UNMAP_ZERO_OWN, IMG_OPEN_UNMAP, true, true },
+        { IMG_UNMAP_ZERO_KEEP, IMG_OPEN_UNMAP, true, false },
+        { IMG_UNMAP_DISCARD, IMG_OPEN_UNMAP, true, true },
+    };
+    static char data[256 * K], buf[256 * K];
+
+    memset(data, 3, sizeof data);
+    for (size_t i = 0; i < IMG_COUNT(rows); i++) {
+        struct img_layer *l;
+        struct img_disk *d;
+        uint64_t done;
+        int r;
+
+        put_file("kind", data, sizeof data);
+        d = open_as("kind", "raw", IMG_OPEN_WRITE | rows[i].flags);
+        l = d->chain->layers[0];
+        r = l->format->unmap(l, 64 * K, 128 * K, rows[i].kind, &done, &err);
+        if (r == -ENOTSUP)
+            skip();             /* the file system cannot do it quickly */
+        assert_ok(r, err);
+        assert_int_equal(done, 128 * K);
+        assert_ok(img_pread(d, buf, sizeof buf, 0, &err), err);
+        assert_memory_equal(buf, data, 64 * K);
+        assert_memory_equal(buf + 192 * K, data, 64 * K);
+        for (size_t k = 64 * K; k < 192 * K; k++)
+            assert_int_equal(buf[k], rows[i].zeros ? 0 : 3);
+        assert_ok(img_close(d, &err), err);
+        assert_int_equal(used("kind") < sizeof data, rows[i].less);
+        assert_int_equal(length("kind"), sizeof data);
+    }
+}
+
+/* ---- hints ---------------------------------------------------------------- */
+
+static void test_hints(void **state)
+{
+    static const char *const good[] = {
+        "nocow=on", "nocow=off", "extent_size_hint=0",
+        "extent_size_hint=64k", "extent_size_hint=1M"
+    };
+    static const char *const bad[] = {
+        "nocow=perhaps", "extent_size_hint=x", "extent_size_hint=8G",
+        "preallocation=some"
+    };
+    const char *settings[] = { "nocow=on", "extent_size_hint=64k",
+                               "preallocation=falloc", NULL };
+    struct img_create_options o = IMG_CREATE_OPTIONS;
+    unsigned found = 0;
+    char **got;
+
+    for (size_t i = 0; i < IMG_COUNT(good); i++) {
+        assert_ok(make("hint", "raw", 64 * K, NULL, NULL, 0, good[i]), err);
+        assert_int_equal(length("hint"), 64 * K);
+    }
+    unlink(in_folder("hint"));
+    for (size_t i = 0; i < IMG_COUNT(bad); i++) {
+        assert_int_equal(make("hint", "raw", 64 * K, NULL, NULL, 0, bad[i]),
+                         -EINVAL);
+        assert_int_equal(access(in_folder("hint"), F_OK), -1);
+    }
+    assert_int_equal(make("hint", "raw", 64 * K, NULL, NULL, 0, bad[2]),
+                     -EINVAL);
+    assert_says("hint 8589934592 is too large");
+    /* A disk of nothing needs no space. */
+    o.format = "raw";
+    o.has_size = true;
+    o.settings = settings;
+    assert_ok(img_create(in_folder("hint"), &o, &err), err);
+    assert_int_equal(length("hint"), 0);
+    assert_ok(img_create_resolve(in_folder("hint"), &o, &got, &err), err);
+    for (char **p = got; *p; p++)
+        found += !strcmp(*p, "nocow=on") + !strcmp(*p, "size=0") +
+                 !strcmp(*p, "extent_size_hint=65536") +
+                 !strcmp(*p, "preallocation=falloc");
+    assert_int_equal(found, 4);
+    img_settings_free(got);
+    settings[1] = bad[1];
+    assert_int_equal(img_create_resolve(in_folder("hint"), &o, &got, &err),
+                     -EINVAL);
+    /* They are for files. */
+    {
+        struct img_build b = { .opts = &o, .path = in_folder("hint") };
+
+        settings[1] = good[3];
+        o.disk_size = 0;
+        assert_ok(img_file_open(b.path, IMG_FILE_WRITE, &b.file, &err), err);
+        b.file->is_device = true;
+        assert_ok(img_format_find("raw")->create(&b, &err), err);
+        b.file->is_device = false;
+        img_file_close(b.file);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -227,6 +376,9 @@ int main(void)
         cmocka_unit_test(test_space),
         cmocka_unit_test(test_resize),
         cmocka_unit_test(test_direct),
+        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_kinds),
+        cmocka_unit_test(test_hints),
     };
 
     return cmocka_run_group_tests(tests, folder_set_up, folder_tear_down);
