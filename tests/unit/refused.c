@@ -574,6 +574,147 @@ static void test_extents(void **state)
     clean();
 }
 
+/* ---- sharing blocks ---------------------------------------------------- */
+
+static int shares;              /* so many more are done */
+static int shares_end;          /* then this is said */
+static int shared;              /* so many were */
+
+/* A file system that shares blocks, in the way of one that copies them. */
+static int play_sharing(const char *call, int fd, unsigned long flags,
+                        void *arg)
+{
+    const struct file_clone_range *range = arg;
+    char *buf;
+    ssize_t n;
+
+    if (strcmp(call, "ioctl") || flags != FICLONERANGE)
+        return 0;
+    if (!shares)
+        return shares_end;
+    if (shares > 0)
+        shares--;
+    shared++;
+    shim_answers = NULL;
+    buf = malloc(range->src_length);
+    n = pread((int)range->src_fd, buf, range->src_length,
+              (off_t)range->src_offset);
+    assert_true(n >= 0);
+    memset(buf + n, 0, range->src_length - (size_t)n);
+    assert_int_equal(pwrite(fd, buf, range->src_length,
+                            (off_t)range->dest_offset), range->src_length);
+    free(buf);
+    shim_answers = play_sharing;
+    return SHIM_DONE;
+}
+
+static struct img_disk *open_disk(const char *name, const char *format,
+                                  unsigned flags)
+{
+    struct img_open_options o = IMG_OPEN_OPTIONS;
+    struct img_disk *d = NULL;
+    struct img_error err;
+
+    o.format = format;
+    o.flags = flags;
+    assert_ok(img_open(in_scratch(name), &o, &d, &err), err);
+    return d;
+}
+
+/* Data and holes in turn, so that there are several claims. */
+static void put_disk(const char *name)
+{
+    static unsigned char data[1 << 20];
+    struct img_file *f = new_file(name, 0);
+    struct img_error err;
+
+    for (unsigned i = 0; i < 6; i++) {
+        memset(data, 'a' + (int)i, sizeof data);
+        assert_ok(img_file_pwrite(f, data, sizeof data - i * 4096,
+                                  (uint64_t)i * 2 * sizeof data, &err), err);
+    }
+    assert_ok(img_file_truncate(f, 12 * sizeof data, &err), err);
+    img_file_close(f);
+}
+
+static int convert_shared(const char *format, int times, int end)
+{
+    struct img_convert_options o = IMG_CONVERT_OPTIONS;
+    struct img_create_options c = IMG_CREATE_OPTIONS;
+    struct img_disk *from = open_disk("from", "raw", 0);
+    struct img_job job = IMG_JOB;
+    struct img_error err;
+    int r;
+
+    c.format = format;
+    o.create = &c;
+    o.no_sync = true;
+    job.threads = 1;
+    shares = times;
+    shares_end = end;
+    shared = 0;
+    shim_answers = play_sharing;
+    r = img_convert(&from, 1, in_scratch("to"), &o, &job, &err);
+    shim_answers = NULL;
+    img_close(from, NULL);
+    return r;
+}
+
+/* It shared the first blocks and refuses a later one: that is copied, and the
+ * disk is the same in the end. */
+static void test_sharing(void **state)
+{
+    static const char *const formats[] = { "raw", "qcow2" };
+    struct img_disk *a, *b;
+    struct img_error err;
+    uint64_t at;
+
+    put_disk("from");
+    for (unsigned i = 0; i < 2; i++) {
+        assert_int_equal(convert_shared(formats[i], -1, 0), 0);
+        if (shared < 3)
+            fail_msg("%s: %d", formats[i], shared);
+        for (int times = 0; times < 5; times++) {
+            assert_int_equal(convert_shared(formats[i], times, EXDEV), 0);
+            assert_int_equal(shared, times);
+            a = open_disk("from", "raw", 0);
+            b = open_disk("to", formats[i], 0);
+            assert_int_equal(img_compare(a, b, false, NULL, &at, &err), 0);
+            img_close(a, NULL);
+            img_close(b, NULL);
+        }
+        unlink(in_scratch("to"));
+        assert_int_equal(convert_shared(formats[i], 2, EIO), -EIO);
+        assert_false(is_there("to"));
+    }
+    clean();
+}
+
+/* ---- reading without waiting ------------------------------------------- */
+
+static void test_read_now(void **state)
+{
+    static const int codes[] = { EOPNOTSUPP, ENOSYS };
+    struct img_error err;
+    char text[5] = "";
+    struct iovec iov = { text, 4 };
+
+    for (unsigned i = 0; i < 2; i++) {
+        struct img_file *f = new_file("a", 0);
+        int r;
+
+        assert_ok(img_file_pwrite(f, "text", 4, 0, &err), err);
+        refuse("preadv2", 0, codes[i], 1);
+        assert_int_equal(img_file_preadv_now(f, &iov, 1, 0), -EAGAIN);
+        /* In memory it works another way; else it is not tried again. */
+        r = img_file_preadv_now(f, &iov, 1, 0);
+        assert_int_equal(r, f->never_now ? -EAGAIN : 0);
+        assert_true(f->never_now || f->in_memory);
+        img_file_close(f);
+        clean();
+    }
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_teardown(name, allow)
@@ -583,6 +724,7 @@ int main(void)
         TEST(test_unreadable_folder), TEST(test_kept), TEST(test_held),
         TEST(test_locks), TEST(test_interrupted), TEST(test_space),
         TEST(test_sync), TEST(test_reflink), TEST(test_extents),
+        TEST(test_sharing), TEST(test_read_now),
     };
 
     return cmocka_run_group_tests_name("refused", tests, scratch_begin,

@@ -17,6 +17,7 @@ enum { HEADER = 1024, RECORD = 24, SIZE_AT = 8, NAME_AT = 16, FMT_AT = 512 };
 enum { ABSENT, ZERO, DATA };
 
 int tiny_corrupt;
+enum tiny_lie tiny_lie;
 
 struct cluster {
     uint64_t host;              /* 0 = none */
@@ -151,7 +152,29 @@ static int tiny_map(struct img_layer *l, uint64_t off, uint64_t len,
             run->host = c.host + in;
     }
     run->len = IMG_MIN(len, end - in);
+    if (tiny_lie == TINY_MAP_NOTHING)
+        run->len = 0;
+    if (tiny_lie == TINY_MAP_LONG)
+        run->len = len + 1;
+    if (tiny_lie == TINY_MAP_ELSEWHERE)
+        run->off++;
+    if (tiny_lie == TINY_MAP_NO_FILE)
+        run->file = 9;
     return 0;
+}
+
+static void lie_of_place(const struct img_want *w, struct img_place *p)
+{
+    switch (tiny_lie) {
+    case TINY_PLACE_NOTHING: p->len = 0; break;
+    case TINY_PLACE_LONG: p->len = w->len + 1; break;
+    case TINY_PLACE_ELSEWHERE: p->off++; break;
+    case TINY_PLACE_NO_FILE: p->file = 9; break;
+    case TINY_PLACE_FILLS_LATE: p->fill_off = p->off + 1; break;
+    case TINY_PLACE_FILLS_LITTLE: p->fill_len = 1; break;
+    case TINY_PLACE_BEFORE_FILE: p->fill_off = 0; p->host = 1; break;
+    default: break;
+    }
 }
 
 static uint64_t take(struct tiny *t, bool *zeroed)
@@ -228,6 +251,7 @@ static int tiny_reserve(struct img_layer *l, const struct img_want *w,
     img_lock(&t->lock);
     reserve(t, l, w, p);
     img_unlock(&t->lock);
+    lie_of_place(w, p);
     return 0;
 }
 
@@ -306,6 +330,10 @@ static int tiny_unmap(struct img_layer *l, uint64_t off, uint64_t len,
                      : (unsigned)img_div_up(end - base, TINY_BLOCK),
                whole, mode);
     img_unlock(&t->lock);
+    if (tiny_lie == TINY_UNMAP_NOTHING)
+        *done = 0;
+    if (tiny_lie == TINY_UNMAP_LONG)
+        *done = len + 1;
     return r < 0 ? img_fail(err, -r, "%s: unmap", l->path) : 0;
 }
 

@@ -18,4 +18,13 @@ void tiny_share(struct img_layer *l);
 unsigned tiny_used(struct img_layer *l);
 /* The next publish, reserve, map or unmap reports corruption. */
 extern int tiny_corrupt;
+/* What a format must not say, said by every map, reserve or unmap. */
+enum tiny_lie {
+    TINY_TRUE, TINY_MAP_NOTHING, TINY_MAP_LONG, TINY_MAP_ELSEWHERE,
+    TINY_MAP_NO_FILE, TINY_PLACE_NOTHING, TINY_PLACE_LONG,
+    TINY_PLACE_ELSEWHERE, TINY_PLACE_NO_FILE, TINY_PLACE_FILLS_LATE,
+    TINY_PLACE_FILLS_LITTLE, TINY_PLACE_BEFORE_FILE, TINY_UNMAP_NOTHING,
+    TINY_UNMAP_LONG
+};
+extern enum tiny_lie tiny_lie;
 #endif
