@@ -353,18 +353,6 @@ static void test_hints(void **state)
     settings[1] = bad[1];
     assert_int_equal(img_create_resolve(in_folder("hint"), &o, &got, &err),
                      -EINVAL);
-    /* They are for files. */
-    {
-        struct img_build b = { .opts = &o, .path = in_folder("hint") };
-
-        settings[1] = good[3];
-        o.disk_size = 0;
-        assert_ok(img_file_open(b.path, IMG_FILE_WRITE, &b.file, &err), err);
-        b.file->is_device = true;
-        assert_ok(img_format_find("raw")->create(&b, &err), err);
-        b.file->is_device = false;
-        img_file_close(b.file);
-    }
 }
 
 int main(void)
