@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import zlib
 
 SECTOR, GRAIN = 512, 65536
 SIZE = 80 << 20         # three tables
@@ -234,6 +235,36 @@ def packed(disk):
     check(label, "d.vmdk", 0, "grain tables", "-r", "all")
     check(label, "d.vmdk", 0)
     shows(label, "d.vmdk", disk)
+
+
+    # Two grains with one number: repair does not change which one is read.
+    must("vimg", "create", "-q", "-f", "vmdk", "-o",
+         "subformat=streamOptimized", "d.vmdk", str(SIZE))
+    must("vimg", "convert", "-c", "-n", "-f", "raw", "-O", "vmdk", "disk.raw",
+         "d.vmdk")
+    first = tables("d.vmdk")
+    end = os.path.getsize("d.vmdk")
+    plain = bytes([123] * GRAIN)
+    with open("d.vmdk", "ab") as f:
+        z = zlib.compress(plain)
+        f.write(struct.pack("<QI", 7 * GRAIN // SECTOR, len(z)) + z)
+        f.write(bytes(-f.tell() % SECTOR))
+    shutil.copyfile("d.vmdk", "two.vmdk")
+    for place, grain, label in ((end // SECTOR, plain, "the second of two"),
+                                (None, disk[7 * GRAIN:8 * GRAIN],
+                                 "the first of two")):
+        shutil.copyfile("two.vmdk", "d.vmdk")
+        want = bytearray(disk)
+        want[7 * GRAIN:8 * GRAIN] = grain
+        if place:
+            for copy in first[:2]:
+                put("d.vmdk", copy[0] + 7 * 4, struct.pack("<I", place))
+        shows(label, "d.vmdk", want)
+        for copy in first[:2]:
+            put("d.vmdk", copy[0] + 300 * 4, struct.pack("<I", 1 << 30))
+        check(label, "d.vmdk", 0, "grain tables", "-r", "all")
+        check(label, "d.vmdk", 0)
+        shows(label, "d.vmdk", want)
 
 
 def main():

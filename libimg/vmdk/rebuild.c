@@ -20,6 +20,7 @@ struct rebuild {
     struct vmdk_extent *x;
     struct vmdk_sparse *s;
     uint32_t *map;                  /* sectors, by grain; 0 = not found */
+    uint32_t *named;                /* what the old tables say */
     uint64_t n;                     /* grains of the disk */
     uint64_t end;                   /* bytes: behind the last one found */
     uint8_t *packed, *plain;
@@ -85,13 +86,15 @@ static bool is_whole(struct rebuild *b, uint64_t at, const struct marker *m,
                             b->plain, grain, min, NULL) == 0;
 }
 
-/* Of two that say they are the same grain, the first. */
-static void found(struct rebuild *b, uint64_t at, const struct marker *m)
+/* Of two that say they are the same grain, the one that the old tables name,
+ * if it can be read; else the first. */
+static void found(struct rebuild *b, uint64_t at, const struct marker *m,
+                  bool whole)
 {
-    uint32_t *to = &b->map[m->value / b->s->h.grain];
+    uint64_t i = m->value / b->s->h.grain;
 
-    if (!*to)
-        *to = (uint32_t)(at / VMDK_SECTOR);
+    if (!b->map[i] || (whole && at / VMDK_SECTOR == b->named[i]))
+        b->map[i] = (uint32_t)(at / VMDK_SECTOR);
     b->end = IMG_MAX(b->end, m->next);
 }
 
@@ -103,6 +106,7 @@ static int scan(struct rebuild *b, const struct img_job *job,
 {
     uint64_t at = VMDK_SECTOR, len = b->s->file_len, said = 0;
     struct marker m, next;
+    bool whole;
     int r = 0;
 
     while (r == 0 && at < len && at / VMDK_SECTOR < UINT32_MAX) {
@@ -116,11 +120,12 @@ static int scan(struct rebuild *b, const struct img_job *job,
             at += VMDK_SECTOR;
             continue;
         }
+        whole = m.size && is_whole(b, at, &m, err, &r);
         if (!m.size) {
             at = m.next;
-        } else if (is_whole(b, at, &m, err, &r) ||
+        } else if (whole ||
                    (r == 0 && read_marker(b, m.next, &next, err, &r))) {
-            found(b, at, &m);
+            found(b, at, &m, whole);
             at = m.next;
         } else {
             at += VMDK_SECTOR;
@@ -129,29 +134,38 @@ static int scan(struct rebuild *b, const struct img_job *job,
     return r;
 }
 
+static void read_old(struct rebuild *b)
+{
+    struct vmdk_sparse *s = b->s;
+    struct img_slice *slice;
+    uint64_t host;
+
+    for (size_t g = 0; g < s->n_gd; g++) {
+        uint32_t *to = b->named + ((uint64_t)g << s->gt_bits);
+
+        if (!s->gd[g] ||
+            img_vmdk_table_get(b->layer, s, g, false, &slice, NULL))
+            continue;
+        for (uint32_t k = 0; k < s->h.gt_entries; k++)
+            if (img_vmdk_grain(s, slice->data, k, &host) == VMDK_GRAIN_DATA)
+                to[k] = (uint32_t)(host / VMDK_SECTOR);
+        img_tcache_put(b->layer->tables, slice);
+    }
+}
+
 /* What the old tables say and no marker led to, but what has a marker that
  * agrees. */
 static int keep_old(struct rebuild *b, struct img_error *err)
 {
-    struct vmdk_sparse *s = b->s;
-    struct img_slice *slice;
     struct marker m;
-    uint64_t host, i;
     int r = 0;
 
-    for (size_t g = 0; g < s->n_gd && r == 0; g++) {
-        if (!s->gd[g] ||
-            img_vmdk_table_get(b->layer, s, g, false, &slice, NULL))
-            continue;
-        for (uint32_t k = 0; k < s->h.gt_entries && r == 0; k++) {
-            i = ((uint64_t)g << s->gt_bits) + k;
-            if (i < b->n && img_vmdk_grain(s, slice->data, k, &host) ==
-                            VMDK_GRAIN_DATA &&
-                read_marker(b, host, &m, err, &r) && m.size &&
-                m.value / s->h.grain == i)
-                found(b, host, &m);
-        }
-        img_tcache_put(b->layer->tables, slice);
+    for (uint64_t i = 0; i < b->n && r == 0; i++) {
+        uint64_t host = b->named[i] * (uint64_t)VMDK_SECTOR;
+
+        if (host && !b->map[i] && read_marker(b, host, &m, err, &r) &&
+            m.size && m.value / b->s->h.grain == i)
+            found(b, host, &m, false);
     }
     return r;
 }
@@ -274,12 +288,16 @@ int img_vmdk_rebuild(struct img_layer *layer, struct vmdk_extent *x,
         return img_fail(err, EFBIG, "%s: too large to be rebuilt in memory",
                         s->file->path);
     b.map = calloc((size_t)b.n + 1, sizeof *b.map);
+    b.named = calloc((size_t)b.n + 1, sizeof *b.named);
     b.gd = calloc(s->n_gd + 1, sizeof *b.gd);
     b.packed = malloc(2 * grain);
     b.plain = malloc(grain);
-    r = b.map && b.gd && b.packed && b.plain ? 0 : img_fail_nomem(err);
+    r = b.map && b.named && b.gd && b.packed && b.plain
+            ? 0 : img_fail_nomem(err);
     if (r == 0)
         r = img_unpacker_new(&b.unpacker, err);
+    if (r == 0)
+        read_old(&b);
     if (r == 0)
         r = scan(&b, job, err);
     if (r == 0)
@@ -288,6 +306,7 @@ int img_vmdk_rebuild(struct img_layer *layer, struct vmdk_extent *x,
         r = write_all(&b, err);
     img_unpacker_free(b.unpacker);
     free(b.map);
+    free(b.named);
     free(b.gd);
     free(b.packed);
     free(b.plain);
