@@ -1,6 +1,7 @@
 #include "unit.h"
 #include "codec/codec.h"
 
+#include <limits.h>
 #include <zlib.h>
 #ifdef HAVE_ZSTD
 #include <zstd.h>
@@ -268,9 +269,93 @@ static void test_arguments(void **state)
     assert_int_equal(img_packer_new(IMG_CODEC_ZSTD, 0, 512, &p, &err),
                      -EINVAL);
 #endif
+    assert_int_equal(img_packer_new(IMG_CODEC_DEFLATE, 1, 256, &p, &err),
+                     -EINVAL);
+#ifdef HAVE_ZSTD
+    assert_int_equal(img_packer_new(IMG_CODEC_ZSTD, -1, 0, &p, &err),
+                     -EINVAL);
+    assert_int_equal(img_packer_new(IMG_CODEC_ZSTD, 0, 5000, &p, &err),
+                     -EINVAL);
+#endif
     assert_null(p);
     img_packer_free(NULL);
     img_unpacker_free(NULL);
+}
+
+/* Every window that is possible, and the smallest levels. */
+static void test_windows(void **state)
+{
+    for (uint32_t window = 512; window <= 1 << 17; window *= 2) {
+        check_codec(IMG_CODEC_DEFLATE, 1, window);
+        check_codec(IMG_CODEC_ZLIB, 1, window);
+    }
+}
+
+/* Lengths that zlib cannot count are refused before they are looked at. */
+static void test_too_long(void **state)
+{
+    const size_t too_long = (size_t)UINT_MAX + 1;
+    struct img_unpacker *u;
+    struct img_packer *p;
+    struct img_error err;
+    size_t len;
+
+    if (sizeof too_long == 4)
+        skip();
+    fill(2);
+    assert_ok(img_unpacker_new(&u, &err), err);
+    assert_int_equal(img_unpack(u, IMG_CODEC_DEFLATE, packed, too_long, out,
+                                LEN, &err), -IMG_ECORRUPT);
+    assert_non_null(strstr(err.message, "4294967296 bytes"));
+    assert_int_equal(img_unpack(u, IMG_CODEC_ZLIB, packed, 10, out, too_long,
+                                &err), -IMG_ECORRUPT);
+    assert_ok(img_packer_new(IMG_CODEC_DEFLATE, 1, 4096, &p, &err), err);
+    assert_int_equal(img_pack(p, plain, too_long, packed, ROOM), 0);
+    len = img_pack(p, plain, LEN, packed, too_long);
+    assert_true(len > 0 && len < LEN);
+    assert_ok(unpack(u, IMG_CODEC_DEFLATE, len, LEN, &err), err);
+    assert_memory_equal(out, plain, LEN);
+    img_packer_free(p);
+    img_unpacker_free(u);
+}
+
+/* A stream may be short of the cluster by so much, zeros follow; not by
+ * more. */
+static void test_short(void **state)
+{
+    const enum img_codec codecs[] = { IMG_CODEC_DEFLATE, IMG_CODEC_ZLIB };
+    enum { HALF = LEN / 2 };
+    struct img_unpacker *u;
+    struct img_error err;
+
+    fill(3);
+    assert_ok(img_unpacker_new(&u, &err), err);
+    for (size_t i = 0; i < IMG_COUNT(codecs); i++) {
+        struct img_packer *p;
+        size_t len;
+
+        assert_ok(img_packer_new(codecs[i], 0, 0, &p, &err), err);
+        len = img_pack(p, plain, HALF, packed, ROOM);
+        img_packer_free(p);
+        for (unsigned min = HALF - 1; min <= HALF + 1; min++) {
+            int r;
+
+            memset(out, 0xee, sizeof out);
+            r = img_unpack_short(u, codecs[i], packed, len + 99, out, LEN,
+                                 min, &err);
+            assert_int_equal(r, min <= HALF ? 0 : -IMG_ECORRUPT);
+            if (r < 0) {
+                assert_non_null(strstr(err.message,
+                                       "32768 bytes instead of 65536"));
+                continue;
+            }
+            assert_memory_equal(out, plain, HALF);
+            for (size_t k = HALF; k < LEN; k++)
+                assert_int_equal(out[k], 0);
+            assert_int_equal(out[LEN], 0xee);
+        }
+    }
+    img_unpacker_free(u);
 }
 
 /* A window of 4096 bytes: no distance beyond it.  zlib's inflate refuses
@@ -307,6 +392,9 @@ int main(void)
         cmocka_unit_test(test_damage),
         cmocka_unit_test(test_arguments),
         cmocka_unit_test(test_window),
+        cmocka_unit_test(test_windows),
+        cmocka_unit_test(test_too_long),
+        cmocka_unit_test(test_short),
     };
 
     return cmocka_run_group_tests_name("codec", tests, NULL, NULL);

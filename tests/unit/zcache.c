@@ -225,6 +225,90 @@ static void test_errors(void **state)
     end(&c, z);
 }
 
+static bool fetch_now(struct img_zcache *z, struct img_file *file,
+                      unsigned i, enum img_codec codec, uint32_t size,
+                      uint32_t skip, uint32_t len, uint8_t *to)
+{
+    struct iovec iov = { to, len };
+    struct img_run run = {
+        .kind = IMG_RUN_PACKED, .host = i * PLACE, .host_max = PLACE,
+        .codec = codec,
+    };
+
+    memset(to, 0xee, CLUSTER);
+    return img_zcache_read_now(z, file, &run, size, skip, len, &iov, 1, 0);
+}
+
+/* Without waiting: only what is there already, and as it is asked for. */
+static void test_now(void **state)
+{
+    uint8_t buf[CLUSTER];
+    struct img_zcache *z;
+    struct img_error err;
+    struct counted c, other;
+
+    begin(&c, &z, 4);
+    other = c;
+    assert_false(fetch_now(z, &c.file, 1, IMG_CODEC_DEFLATE, CLUSTER, 9, 90,
+                           buf));
+    assert_int_equal(c.reads, 0);
+    assert_int_equal(buf[0], 0xee);
+    assert_ok(fetch(z, &c, 1, 0, 50, buf, &err), err);
+    assert_true(fetch_now(z, &c.file, 1, IMG_CODEC_DEFLATE, CLUSTER, 9, 90,
+                          buf));
+    check(buf, 0, 1, 9, 90);
+    assert_int_equal(buf[90], 0xee);
+    assert_int_equal(c.reads, 1);
+    assert_false(fetch_now(z, &c.file, 2, IMG_CODEC_DEFLATE, CLUSTER, 9, 90,
+                           buf));
+    assert_false(fetch_now(z, &other.file, 1, IMG_CODEC_DEFLATE, CLUSTER, 9,
+                           90, buf));
+    assert_false(fetch_now(z, &c.file, 1, IMG_CODEC_DEFLATE, CLUSTER,
+                           CLUSTER - 9, 10, buf));
+    assert_true(fetch_now(z, &c.file, 1, IMG_CODEC_DEFLATE, CLUSTER,
+                          CLUSTER - 9, 9, buf));
+    check(buf, 0, 1, CLUSTER - 9, 9);
+    /* Asked for as something else it is not what was there. */
+    assert_false(fetch_now(z, &c.file, 1, IMG_CODEC_ZLIB, CLUSTER, 9, 90,
+                           buf));
+    assert_false(fetch_now(z, &c.file, 1, IMG_CODEC_DEFLATE, CLUSTER, 9, 90,
+                           buf));
+    end(&c, z);
+}
+
+/* Two files with clusters at the same places; one is forgotten. */
+static void test_two_files(void **state)
+{
+    struct counted c, d;
+    struct img_zcache *z, *unused;
+    uint8_t buf[CLUSTER];
+    struct img_error err;
+
+    begin(&c, &z, 64);
+    begin(&d, &unused, 1);
+    for (unsigned i = 0; i < 8; i++)
+        put_cluster(&d, i, 1);
+    for (unsigned i = 0; i < 8; i++) {
+        assert_ok(fetch(z, &c, i, 0, 500, buf, &err), err);
+        check(buf, 0, i, 0, 500);
+        assert_ok(fetch(z, &d, i, 0, 500, buf, &err), err);
+        check(buf, 1, i, 0, 500);
+    }
+    img_zcache_forget_file(z, &c.file);
+    c.reads = d.reads = 0;
+    for (unsigned i = 0; i < 8; i++) {
+        assert_ok(fetch(z, &d, i, 0, 500, buf, &err), err);
+        check(buf, 1, i, 0, 500);
+        assert_ok(fetch(z, &c, i, 0, 500, buf, &err), err);
+        check(buf, 0, i, 0, 500);
+    }
+    assert_int_equal(d.reads, 0);
+    assert_int_equal(c.reads, 8);
+    end(&c, z);
+    end(&d, unused);
+    img_zcache_free(NULL);
+}
+
 /* ---- threads ----------------------------------------------------------- */
 
 enum { THREADS = 4, ROUNDS = 2000 };
@@ -346,6 +430,8 @@ int main(void)
         cmocka_unit_test(test_budget),
         cmocka_unit_test(test_forget),
         cmocka_unit_test(test_errors),
+        cmocka_unit_test(test_now),
+        cmocka_unit_test(test_two_files),
         cmocka_unit_test(test_single_flight),
         cmocka_unit_test(test_threads),
     };
