@@ -543,6 +543,37 @@ static int check_gaps(struct check *c, struct img_error *err)
     return r;
 }
 
+/* Tables of one directory that overlap: what the other directory says of
+ * those parts is the only thing that can be true of all of them. */
+static int part_tables(struct check *c, bool second, struct img_error *err)
+{
+    const uint32_t *gd = second ? c->s->rgd : c->s->gd;
+    const uint32_t *other = second ? c->s->gd : c->s->rgd;
+    uint32_t *shared = NULL, *also = NULL;
+    size_t n = 0, n_also = 0;
+    int r = 0;
+
+    if (!c->mend || !gd || !other)
+        return 0;
+    r = img_vmdk_tables_shared(c->s, gd, &shared, &n, err);
+    if (r == 0 && n)
+        r = img_vmdk_tables_shared(c->s, other, &also, &n_also, err);
+    for (size_t g = 0; g < c->s->n_gd && r == 0 && n; g++) {
+        if (!img_vmdk_is_shared(shared, n, gd[g]) || !other[g] ||
+            img_vmdk_is_shared(also, n_also, other[g]) ||
+            !table_inside(c, other, g))
+            continue;
+        say(c, "ERROR %s %zu lies over another one; the other copy is used",
+            second ? "redundant grain table" : "grain table", g);
+        c->res->errors++;
+        r = mend_table(c, g, second, err);
+        c->res->errors_fixed += r == 0;
+    }
+    free(shared);
+    free(also);
+    return r;
+}
+
 static int check_directories(struct check *c, struct img_error *err)
 {
     struct vmdk_sparse *s = c->s;
@@ -555,6 +586,10 @@ static int check_directories(struct check *c, struct img_error *err)
         if (c->mend)
             r = mend_directory(c, err);
     }
+    if (r == 0)
+        r = part_tables(c, false, err);
+    if (r == 0)
+        r = part_tables(c, true, err);
     if (r == 0)
         r = check_directory(c, false, err);
     return r ? r : check_directory(c, true, err);

@@ -83,37 +83,70 @@ static int compare_u32(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-/* Two directory entries with one table: a write to one guest range would
- * show up in another. */
-static int tables_apart(struct vmdk_sparse *s, const uint32_t *gd,
-                        struct img_error *err)
+/* Are the tables in order, each behind the end of the one before? */
+static bool are_ordered(const struct vmdk_sparse *s, const uint32_t *gd)
 {
-    uint32_t step = s->gt_len / VMDK_SECTOR, *sorted, last = 0;
-    bool ordered = true, apart = true;
-    size_t n = 0;
+    uint32_t step = s->gt_len / VMDK_SECTOR, last = 0;
 
-    for (size_t i = 0; i < s->n_gd && ordered; i++) {
+    for (size_t i = 0; i < s->n_gd; i++) {
         if (!gd[i])
             continue;
-        ordered = !last || (gd[i] > last && gd[i] - last >= step);
+        if (last && (gd[i] <= last || gd[i] - last < step))
+            return false;
         last = gd[i];
     }
-    if (ordered)
+    return true;
+}
+
+int img_vmdk_tables_shared(const struct vmdk_sparse *s, const uint32_t *gd,
+                           uint32_t **shared, size_t *n, struct img_error *err)
+{
+    uint32_t step = s->gt_len / VMDK_SECTOR, *sorted;
+    size_t all = 0;
+
+    *shared = NULL;
+    *n = 0;
+    if (are_ordered(s, gd))
         return 0;
     sorted = malloc(s->n_gd * sizeof *sorted);
     if (!sorted)
         return img_fail_nomem(err);
     for (size_t i = 0; i < s->n_gd; i++)
         if (gd[i])
-            sorted[n++] = gd[i];
-    qsort(sorted, n, sizeof *sorted, compare_u32);
-    for (size_t i = 1; i < n && apart; i++)
-        apart = sorted[i] - sorted[i - 1] >= step;
-    free(sorted);
-    if (!apart)
-        return img_fail(err, IMG_ECORRUPT, "%s: two entries of the grain "
-                        "directory share a grain table", s->file->path);
+            sorted[all++] = gd[i];
+    qsort(sorted, all, sizeof *sorted, compare_u32);
+    for (size_t i = 0, before = 0; i < all; i++) {
+        uint32_t v = sorted[i];
+        bool meets = (i && v - before < step) ||
+                     (i + 1 < all && sorted[i + 1] - v < step);
+
+        before = v;
+        if (meets)
+            sorted[(*n)++] = v;
+    }
+    *shared = sorted;
     return 0;
+}
+
+bool img_vmdk_is_shared(const uint32_t *shared, size_t n, uint32_t table)
+{
+    return n && bsearch(&table, shared, n, sizeof *shared, compare_u32);
+}
+
+/* Two directory entries with one table: a write to one guest range would
+ * show up in another. */
+static int tables_apart(struct vmdk_sparse *s, const uint32_t *gd,
+                        struct img_error *err)
+{
+    uint32_t *shared;
+    size_t n;
+    int r = img_vmdk_tables_shared(s, gd, &shared, &n, err);
+
+    free(shared);
+    if (r == 0 && n)
+        r = img_fail(err, IMG_ECORRUPT, "%s: two entries of the grain "
+                     "directory share a grain table", s->file->path);
+    return r;
 }
 
 static void set_shape(struct vmdk_sparse *s)

@@ -226,6 +226,12 @@ void img_vmdk_sparse_free(struct vmdk_sparse *s);
 /* Byte where table g is; 0 = there is none.  Called with the lock held. */
 uint64_t img_vmdk_table_off(const struct vmdk_sparse *s, const uint32_t *gd,
                             size_t g);
+/* The tables that another one of this directory overlaps, malloc'ed and in
+ * order; NULL = none. */
+int img_vmdk_tables_shared(const struct vmdk_sparse *s, const uint32_t *gd,
+                           uint32_t **shared, size_t *n,
+                           struct img_error *err);
+bool img_vmdk_is_shared(const uint32_t *shared, size_t n, uint32_t table);
 /* The length of a device tells nothing: finds s->next, and what is free below
  * it, from the tables. */
 int img_vmdk_find_end(struct img_layer *layer, struct vmdk_sparse *s,

@@ -600,6 +600,57 @@ static void test_tables_apart(void **state)
     }
 }
 
+/* Where tables of one directory meet, what the other one says is what there
+ * is: nothing that it tells is lost to repair. */
+static void test_mend_shared(void **state)
+{
+    static const struct { uint32_t gd[4], rgd[4]; bool mended; } rows[] = {
+        { { 3, 3, 11, 15 }, { 19, 23, 27, 31 }, true },
+        { { 3, 3, 3, 3 }, { 19, 23, 27, 31 }, true },
+        { { 15, 7, 11, 9 }, { 31, 27, 23, 19 }, true },
+        { { 3, 7, 11, 15 }, { 19, 23, 23, 31 }, true },
+        { { 3, 7, 11, 15 }, { 19, 21, 23, 31 }, true },
+        { { 3, 3, 11, 15 }, { 19, 19, 27, 31 }, false },
+    };
+    struct img_check_options opts = IMG_CHECK_OPTIONS;
+    struct img_layer l;
+
+    opts.repair = IMG_REPAIR_ALL;
+    for (size_t i = 0; i < IMG_COUNT(rows); i++) {
+        struct img_check_result res = { 0 }, again = { 0 };
+        struct img_file *f = four_tables(rows[i].gd, rows[i].rgd), *mended;
+        bool first = rows[i].rgd[1] == 23 && rows[i].rgd[2] == 27;
+
+        first |= rows[i].rgd[0] == 31;
+        /* Each copy that is not shared knows its grain. */
+        for (unsigned g = 0; g < 4; g++)
+            put32(f, 40 + 8 * g,
+                  (first ? rows[i].rgd[g] : rows[i].gd[g]) * SECTOR);
+        assert_ok(img_file_truncate(f, 72 * SECTOR, &err), err);
+        assert_ok(open_layer(&l, f, IMG_OPEN_WRITE | IMG_OPEN_REPAIR), err);
+        assert_ok(img_vmdk_check(&l, &opts, NULL, &res, &err), err);
+        assert_true(res.errors > 0);
+        mended = copy_of(l.files[0]);
+        close_layer(&l);
+        if (rows[i].mended) {
+            assert_ok(open_layer(&l, mended, IMG_OPEN_WRITE), err);
+            for (unsigned g = 0; g < 4; g++)
+                expect(&l, g * 512 * UINT64_C(4096), IMG_RUN_DATA, 0,
+                       (40 + 8 * g) * SECTOR, 4096);
+            opts.repair = 0;
+            assert_ok(img_vmdk_check(&l, &opts, NULL, &again, &err), err);
+            assert_int_equal(again.errors, 0);
+            opts.repair = IMG_REPAIR_ALL;
+            close_layer(&l);
+        } else {
+            assert_true(res.errors > res.errors_fixed);
+        }
+        img_file_close(mended);
+        img_file_close(f);
+        n_folder--;
+    }
+}
+
 /* On a device, with one copy and with two, in no order, with entries that
  * lead nowhere: what is free is found between what is used. */
 static void test_device_gaps(void **state)
@@ -635,7 +686,7 @@ int main(void)
         T(test_amend), T(test_no_text), T(test_set_backing),
         T(test_flat_has_no_parent), T(test_unmap), T(test_bad_entry),
         T(test_reuse), T(test_packed), T(test_packed_refused),
-        T(test_tables_apart), T(test_device_gaps),
+        T(test_tables_apart), T(test_mend_shared), T(test_device_gaps),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
