@@ -1,7 +1,9 @@
 /* qcow version 1: bounds of the header, repair, resizing; and the names of
  * formats that are not read. */
 #include "qcow-image.h"
+#include "file/file.h"
 #include "foreign.h"
+#include "qcow/qcow.h"
 
 static void refuse32(unsigned at, uint32_t value, int code, const char *words)
 {
@@ -155,6 +157,73 @@ static void test_resize(void **state)
     free(flat);
 }
 
+/* ---- creating ---------------------------------------------------------------------- */
+
+static void test_create(void **state)
+{
+    enum { SIZE = 64 * K };
+    static const struct { uint64_t size; const char *setting; int code;
+                          const char *words; } rows[] = {
+        { SIZE, "cluster_size=256", EINVAL, "power of two" },
+        { SIZE, "cluster_size=128k", EINVAL, "power of two" },
+        { SIZE, "cluster_size=5000", EINVAL, "power of two" },
+        { SIZE, "cluster_size=x", EINVAL, "'cluster_size'" },
+        { SIZE, "encryption=on", ENOTSUP, "Encrypted" },
+        { SIZE, "encryption=x", EINVAL, "'encryption'" },
+        { SIZE, "colour=red", EINVAL, "no option 'colour'" },
+        { 0, "size=0", EINVAL, "cannot be zero length" },
+        { UINT64_C(1) << 60, NULL, EFBIG, "for clusters of 4096" },
+        { INT64_MAX, NULL, EFBIG, "" },
+    };
+    struct img_create_options o = IMG_CREATE_OPTIONS;
+    const char *settings[] = { "cluster_size=64k", NULL };
+    struct img_build b = { .opts = &o };
+    char name[1100], **got;
+    struct img_measure m;
+    bool found = false;
+
+    for (size_t i = 0; i < IMG_COUNT(rows); i++) {
+        assert_int_equal(make("no", "qcow", rows[i].size, NULL, NULL, 0,
+                              rows[i].setting), -rows[i].code);
+        assert_says(rows[i].words);
+        assert_int_equal(access(in_folder("no"), F_OK), -1);
+    }
+    memset(name, 'n', sizeof name);
+    name[1024] = 0;
+    assert_int_equal(make("no", "qcow", SIZE, name, "raw",
+                          IMG_CREATE_NO_OPEN_BACKING, NULL), -EINVAL);
+    assert_says("1024 bytes, at most 1023");
+    /* Over a base the clusters are of 512 bytes, unless they are not. */
+    assert_ok(make("q", "qcow", SIZE, "b", "raw", IMG_CREATE_NO_OPEN_BACKING,
+                   NULL), err);
+    assert_int_equal(peek64("q", 32) >> 48, 9 << 8 | 12);
+    assert_ok(make("q", "qcow", SIZE, "b", "raw", IMG_CREATE_NO_OPEN_BACKING,
+                   "cluster_size=1k"), err);
+    assert_int_equal(peek64("q", 32) >> 48, 10 << 8 | 9);
+
+    /* A device does not grow. */
+    b.path = in_folder("on");
+    assert_ok(img_file_open(b.path, IMG_FILE_WRITE | IMG_FILE_CREATE, &b.file,
+                            &err), err);
+    b.file->is_device = true;
+    o.format = "qcow";
+    o.disk_size = SIZE;
+    assert_int_equal(img_format_qcow.create(&b, &err), -ENOTSUP);
+    assert_says("a device does not");
+    img_file_close(b.file);
+
+    o.settings = settings;
+    assert_ok(img_create_resolve(in_folder("q"), &o, &got, &err), err);
+    for (char **p = got; *p; p++)
+        found |= !strcmp(*p, "cluster_size=64k");
+    assert_true(found);
+    img_settings_free(got);
+    assert_ok(img_measure(NULL, &o, &m, &err), err);
+    assert_true(m.fully_allocated >= m.required + SIZE);
+    settings[0] = "cluster_size=3";
+    assert_int_equal(img_measure(NULL, &o, &m, &err), -EINVAL);
+}
+
 /* ---- formats that are not read ------------------------------------------- */
 
 static void test_foreign(void **state)
@@ -242,6 +311,7 @@ int main(void)
         cmocka_unit_test(test_backing_name),
         cmocka_unit_test(test_bad_entries),
         cmocka_unit_test(test_resize),
+        cmocka_unit_test(test_create),
         cmocka_unit_test(test_foreign),
     };
 
