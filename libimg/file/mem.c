@@ -158,6 +158,8 @@ int img_file_in_memory(const char *path, struct img_file **file,
     if (f)
         f->path = strdup(path);
     if (!f || !m || !f->path) {
+        if (f)
+            free(f->path);
         free(m);
         free(f);
         return img_fail_nomem(err);
