@@ -171,6 +171,17 @@ static void test_links(void **state)
     assert_int_equal(lstat(in_scratch("first"), &st), 0);
     assert_true(S_ISLNK(st.st_mode));
 
+    /* By a full path; to a folder that is not there; not a folder at all. */
+    assert_int_equal(symlink(in_scratch("d/far"), in_scratch("full")), 0);
+    assert_ok(img_output_finish(begin("full", 0), &err), err);
+    assert_string_equal(content("d/far"), "new");
+    assert_int_equal(symlink("no/where", in_scratch("lost")), 0);
+    assert_int_equal(img_output_begin(in_scratch("lost"), 0, &out, &err),
+                     -ENOENT);
+    assert_int_equal(img_output_begin(in_scratch("full/x"), 0, &out, &err),
+                     -ENOTDIR);
+    assert_int_equal(img_output_begin("/", 0, &out, &err), -EINVAL);
+    assert_int_equal(img_output_begin("", 0, &out, &err), -EINVAL);
     assert_int_equal(symlink("loop", in_scratch("loop")), 0);
     assert_int_equal(img_output_begin(in_scratch("loop"), 0, &out, &err),
                      -ELOOP);
@@ -178,6 +189,37 @@ static void test_links(void **state)
                      -ENOENT);
     assert_int_equal(img_output_begin(in_scratch("d"), 0, &out, &err),
                      -EINVAL);
+    clean();
+}
+
+/* Names without a folder before them, or none but the root. */
+static void test_short_names(void **state)
+{
+    struct img_output *out = NULL;
+    char cwd[PATH_MAX], name[50];
+    struct img_error err;
+    int r;
+
+    assert_non_null(getcwd(cwd, sizeof cwd));
+    assert_int_equal(chdir(scratch), 0);
+    for (int again = 0; again < 2; again++) {
+        assert_ok(img_output_begin("short", 0, &out, &err), err);
+        assert_ok(img_file_pwrite(img_output_file(out), "new", 3, 0, &err),
+                  err);
+        /* It is known by then where that is. */
+        assert_int_equal(chdir(cwd), 0);
+        assert_ok(img_output_finish(out, &err), err);
+        assert_string_equal(content("short"), "new");
+        assert_int_equal(chdir(scratch), 0);
+    }
+    assert_int_equal(chdir(cwd), 0);
+    snprintf(name, sizeof name, "/vimg-unit-%d", (int)getpid());
+    r = img_output_begin(name, 0, &out, &err);
+    if (r == 0)
+        img_output_abandon(out);
+    else
+        assert_true(r == -EACCES || r == -EROFS);
+    assert_int_equal(access(name, F_OK), -1);
     clean();
 }
 
@@ -256,6 +298,7 @@ int main(void)
         cmocka_unit_test(test_in_place),
         cmocka_unit_test(test_not_there_before),
         cmocka_unit_test(test_links),
+        cmocka_unit_test(test_short_names),
         cmocka_unit_test(test_locked),
         cmocka_unit_test(test_closed_folder),
         cmocka_unit_test(test_direct),

@@ -1,4 +1,5 @@
 #include "folder.h"
+#include "core/disk.h"
 
 #include <poll.h>
 #include <pthread.h>
@@ -110,6 +111,44 @@ static void test_depth(void **state)
     assert_ok(img_close(d, &err), err);
 }
 
+/* A request that has to wait for another: who reaps waits as long as he said,
+ * and later it is there. */
+static void test_patience(void **state)
+{
+    char in[8];
+    struct iovec r = { in, 8 };
+    struct img_request reqs[] = {
+        { .op = IMG_READ, .off = 0, .iov = &r, .iovcnt = 1 },
+        { .op = IMG_WRITE, .off = 0, .iov = &r, .iovcnt = 1 },
+    };
+    struct img_completion done[4];
+    struct img_disk *d = new_disk();
+    struct img_range range;
+    struct img_queue *q;
+
+    assert_int_equal(img_queue_open(d, 1 << 30, &q, &err), -EINVAL);
+    assert_says("a queue for 1073741824 requests");
+    assert_ok(img_queue_open(d, 4, &q, &err), err);
+    /* The disk is being changed as a whole: not even a read is done now. */
+    img_write_lock(&d->structure);
+    assert_int_equal(img_queue_submit(q, &reqs[0], 1), 1);
+    assert_int_equal(img_queue_reap(q, done, 1, 4, 0), 0);
+    assert_int_equal(img_queue_reap(q, done, 1, 4, 20), 0);
+    assert_false(is_readable(q));
+    img_rw_unlock(&d->structure);
+    assert_int_equal(img_queue_reap(q, done, 1, 4, 100000), 1);
+    assert_int_equal(done[0].result, 0);
+    /* A range is. */
+    img_range_lock(&d->io.ranges, &range, 0, 4096, true);
+    assert_int_equal(img_queue_submit(q, &reqs[1], 1), 1);
+    assert_int_equal(img_queue_reap(q, done, 1, 4, 5), 0);
+    img_range_unlock(&d->io.ranges, &range);
+    assert_int_equal(img_queue_reap(q, done, 1, 4, -1), 1);
+    assert_int_equal(done[0].result, 0);
+    img_queue_close(q);
+    assert_ok(img_close(d, &err), err);
+}
+
 struct user {
     pthread_t thread;
     struct img_disk *disk;
@@ -201,7 +240,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_one),
         cmocka_unit_test(test_errors),
-        cmocka_unit_test(test_depth),
+        cmocka_unit_test(test_depth), cmocka_unit_test(test_patience),
         cmocka_unit_test(test_many),
     };
 
