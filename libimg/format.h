@@ -155,8 +155,8 @@ struct img_build {
      * together with the image.  Owned by the build. */
     int (*add_file)(struct img_build *, const char *name, struct img_file **,
                     struct img_error *);
-    /* Opens a file that must be there already, e.g. a given data file. */
-    int (*open_file)(struct img_build *, const char *name, bool writable,
+    /* Opens a file that must be there already, to be read; owned likewise. */
+    int (*open_file)(struct img_build *, const char *name,
                      struct img_file **, struct img_error *);
     void *core;
 };

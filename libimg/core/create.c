@@ -25,7 +25,8 @@
 #include <sys/sysmacros.h>
 
 struct extra {
-    struct img_output *out;     /* NULL = it was there already */
+    struct img_output *out;     /* NULL = it was there already, and is only
+                                   read */
     struct img_file *file;
     char *name;                 /* as the image has it */
     bool is_new;                /* it has got its name, and nothing else had
@@ -271,11 +272,8 @@ static int build_add_file(struct img_build *b, const char *name,
 }
 
 static int build_open_file(struct img_build *b, const char *name,
-                           bool writable, struct img_file **file,
-                           struct img_error *err)
+                           struct img_file **file, struct img_error *err)
 {
-    unsigned flags = writable ? IMG_FILE_WRITE : 0;
-    unsigned perm = IMG_PERM_READ;
     struct making *m = b->core;
     img_autofree char *path = img_path_beside(b->path, name);
     struct img_file *f = NULL;
@@ -283,12 +281,10 @@ static int build_open_file(struct img_build *b, const char *name,
 
     if (!path)
         return img_fail_nomem(err);
-    if (writable)
-        perm |= IMG_PERM_WRITE | IMG_PERM_RESIZE;
-    r = img_file_open(path, flags, &f, err);
+    r = img_file_open(path, 0, &f, err);
     if (r == 0)
-        r = img_file_lock(f, perm, IMG_PERM_READ | IMG_PERM_WRITE_UNCHANGED,
-                          err);
+        r = img_file_lock(f, IMG_PERM_READ,
+                          IMG_PERM_READ | IMG_PERM_WRITE_UNCHANGED, err);
     if (r == 0)
         r = keep_extra(m, name, NULL, f, err);
     if (r < 0) {
@@ -434,16 +430,14 @@ static void making_free(struct making *m)
     free(m);
 }
 
-static int finish_extra(struct making *m, struct extra *e,
-                        struct img_error *err)
+static int finish_extra(struct extra *e, struct img_error *err)
 {
     struct img_output *out = e->out;
     bool is_new;
     int r;
 
     if (!out)
-        return m->opts.flags & IMG_CREATE_NO_SYNC
-               ? 0 : img_file_sync(e->file, err);
+        return 0;
     is_new = img_output_is_new(out);
     e->out = NULL;
     e->file = NULL;
@@ -460,7 +454,7 @@ static int finish(struct making *m, struct img_error *err)
     int r = 0;
 
     for (size_t i = 0; i < m->n_extras && r == 0; i++)
-        r = finish_extra(m, &m->extras[i], err);
+        r = finish_extra(&m->extras[i], err);
     if (r == 0 && m->out) {
         r = img_output_keep(m->out, &image, err);
         m->out = NULL;

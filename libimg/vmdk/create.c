@@ -118,7 +118,7 @@ int img_vmdk_build_parent(struct img_build *b, struct vmdk_options *o,
         o->parent_cid = below->cid;
         return 0;
     }
-    r = b->open_file(b, o->backing, false, &file, err);
+    r = b->open_file(b, o->backing, &file, err);
     if (r == 0)
         r = img_vmdk_read_cid(file, &o->parent_cid, err);
     return r ? img_fail_prefix(err, r, "%s: the content ID of the backing "

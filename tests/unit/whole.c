@@ -131,6 +131,28 @@ static void test_making(void **state)
     assert_int_equal(length_of("base"), length_of("twin"));
 }
 
+/* A VMDK notes its parent's content ID, which is read from it, opened as a
+ * layer or not. */
+static void test_parent(void **state)
+{
+    const unsigned trust = IMG_CREATE_NO_OPEN_BACKING;
+    struct img_disk *d;
+
+    put("p.vmdk", "vmdk", M, 7);
+    assert_ok(make("c.vmdk", "vmdk", M, "p.vmdk", "vmdk", trust, NULL), err);
+    assert_same_disk("p.vmdk", "vmdk", "c.vmdk", "vmdk");
+    assert_int_equal(make("c2.vmdk", "vmdk", M, "none", "vmdk", trust, NULL),
+                     -ENOENT);
+    assert_says("content ID of the backing file is needed");
+    assert_int_equal(access(in_folder("c2.vmdk"), F_OK), -1);
+    assert_ok(make("c2.vmdk", "vmdk", M, "none", "vmdk", trust,
+                   "parent_cid=12345678"), err);
+    d = open_as("p.vmdk", "vmdk", IMG_OPEN_WRITE);
+    assert_int_equal(make("c3.vmdk", "vmdk", M, "p.vmdk", "vmdk", trust,
+                          NULL), -EBUSY);
+    assert_ok(img_close(d, &err), err);
+}
+
 static void assert_setting(char **settings, const char *line)
 {
     for (size_t i = 0; settings[i]; i++)
@@ -772,6 +794,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_making), cmocka_unit_test(test_settings),
+        cmocka_unit_test(test_parent),
         cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_stream_refusals),
         cmocka_unit_test(test_larger), cmocka_unit_test(test_many),
