@@ -91,8 +91,6 @@ struct img_run {
     unsigned file;
     bool sparse;                /* ZERO, asked EXACT: is data, in a hole of
                                    the file */
-    bool doubtful;              /* DATA, asked EXACT: the file may have holes
-                                   there, and whoever asks looks */
     uint64_t host;              /* DATA: of byte off.  ZERO: of the place it
                                    keeps, or ~0.  PACKED: of the packed
                                    cluster that holds off */
@@ -106,8 +104,10 @@ struct img_run {
 enum {
     IMG_RUN_EXACT = 1,          /* ask the file system for holes too */
     IMG_RUN_CACHED = 2,         /* -EAGAIN rather than read metadata */
-    IMG_RUN_PLACES = 4          /* host of ABSENT: the place that waits for
+    IMG_RUN_PLACES = 4,         /* host of ABSENT: the place that waits for
                                    it, or ~0; else it says nothing */
+    IMG_RUN_PASSING = 8         /* when the answer reaches the end of what was
+                                   asked, its tables are hardly wanted again */
 };
 
 /* Question and answer of reserve: where the next bytes of a write go. */
@@ -281,6 +281,9 @@ struct img_format {
                  struct img_error *);
 
     bool tells_places;          /* map heeds IMG_RUN_PLACES */
+    /* Asked EXACT: may what map says is data be a hole of the file?  Then
+     * whoever asks looks there.  NULL = map itself looks. */
+    bool (*may_be_sparse)(struct img_layer *);
 
     /* Whole image.  grow: tables for a larger disk; layer->size is the new
      * one from then on, but the file still says the old one, so that what the

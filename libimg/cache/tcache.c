@@ -471,6 +471,20 @@ void img_tcache_put(struct img_tcache *c, struct img_slice *slice)
         free(e);
 }
 
+void img_tcache_put_last(struct img_tcache *c, struct img_slice *slice)
+{
+    struct img_file *file = slice->file;
+    uint64_t off = slice->off;
+    struct entry *e;
+
+    img_tcache_put(c, slice);
+    img_lock(&c->lock);
+    e = find(c, hash(file, off), file, off);
+    if (e && !e->dirty && !e->stage)
+        evict(c, e);
+    img_unlock(&c->lock);
+}
+
 /* ---- what is dirty ----------------------------------------------------- */
 
 /* cache->lock is held. */

@@ -50,6 +50,9 @@ int img_tcache_new_slice(struct img_tcache *cache, struct img_file *file,
                          uint64_t off, uint32_t len, uint32_t kind,
                          struct img_slice **slice, struct img_error *err);
 void img_tcache_put(struct img_tcache *cache, struct img_slice *slice);
+/* The same, and it will hardly be wanted again: it is forgotten, unless it is
+ * dirty, being written, or pinned by somebody else. */
+void img_tcache_put_last(struct img_tcache *cache, struct img_slice *slice);
 
 /* Bytes [from, from + len) of the slice were changed (it is pinned). */
 void img_tcache_dirty(struct img_tcache *cache, struct img_slice *slice,

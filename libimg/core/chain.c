@@ -334,7 +334,7 @@ static int push_layer(struct img_chain *c, struct img_file *file,
 static void look_over(struct img_chain *c)
 {
     img_flat_free(c->flat);
-    c->flat = img_flat_new(c, cache_budget(&c->opts) / 10);
+    c->flat = img_flat_new(c, cache_budget(&c->opts) / 5);
     c->writable = false;
     c->align = 1;
     for (unsigned d = 0; d < c->n; d++) {
@@ -503,7 +503,7 @@ int img_chain_open(const char *path, int fd, struct img_file *file,
     struct img_chain *c = calloc(1, sizeof *c);
     int r;
 
-    r = c ? img_tcache_new(budget / 10 * 7, &c->tables, err)
+    r = c ? img_tcache_new(budget / 5 * 3, &c->tables, err)
           : img_fail_nomem(err);
     if (r == 0)
         r = img_zcache_new(budget / 5, &c->inflated, err);

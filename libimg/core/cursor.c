@@ -154,13 +154,25 @@ static int look_for_hole(struct img_layer *l, struct img_run *run,
 
 /* ---- layers ------------------------------------------------------------ */
 
+/* What is data for the format may be a hole of its file. */
+static int look_closer(struct img_layer *l, unsigned flags,
+                       struct img_run *run, struct img_holes *holes,
+                       struct img_error *err)
+{
+    if (!(flags & IMG_RUN_EXACT) || (flags & IMG_RUN_CACHED) ||
+        run->kind != IMG_RUN_DATA || !l->format->may_be_sparse ||
+        !l->format->may_be_sparse(l))
+        return 0;
+    return look_for_hole(l, run, holes, err);
+}
+
 static int ask_layer(struct img_layer *l, uint64_t off, uint64_t len,
                      unsigned flags, struct img_run *run,
                      struct img_holes *holes, struct img_error *err)
 {
     int r = img_layer_ask(l, off, len, flags, run, err);
 
-    return r == 0 && run->doubtful ? look_for_hole(l, run, holes, err) : r;
+    return r < 0 ? r : look_closer(l, flags, run, holes, err);
 }
 
 /* The run at off as far as one answer of each layer reaches. */
@@ -178,11 +190,14 @@ static int step(struct img_cursor *cursor, struct img_run *run,
         if (d == 1 && flat &&
             img_flat_map(c->flat, c, off, len, flags & IMG_RUN_CACHED, run,
                          depth)) {
-            /* What is data is for its layer to say more exactly. */
+            struct img_layer *l;
+
             if (!(flags & IMG_RUN_EXACT) || run->kind != IMG_RUN_DATA)
                 return 0;
-            return ask_layer(c->layers[*depth], off, run->len, flags, run,
-                             cursor->holes, err);
+            l = c->layers[*depth];
+            return l->format->may_be_sparse
+                ? look_closer(l, flags, run, cursor->holes, err)
+                : ask_layer(l, off, run->len, flags, run, NULL, err);
         }
         /* Asking the layers now would put off for ever that flat learns. */
         if (d == 1 && flat && (flags & IMG_RUN_CACHED))

@@ -18,8 +18,8 @@
 
 enum {
     LAYERS_MIN = 4,             /* fewer are asked one by one */
-    WINDOW_MIN_BITS = 16, WINDOW_MAX_BITS = 24,
-    CLUSTERS_BITS = 8,          /* in a window, of the smallest size */
+    WINDOW_MIN_BITS = 16, WINDOW_MAX_BITS = 27,
+    CLUSTERS_BITS = 11,         /* in a window, of the smallest size */
     PARTS_MAX = 4096,
     BUCKETS = 256,
 };
@@ -182,7 +182,7 @@ static bool paint_layer(struct canvas *c, struct img_layer *l, unsigned depth)
         struct img_run run;
 
         off = IMG_MAX(off, c->gaps[i].off);
-        if (img_layer_ask(l, off, end - off, 0, &run, NULL) < 0)
+        if (img_layer_ask(l, off, end - off, IMG_RUN_PASSING, &run, NULL) < 0)
             return false;
         off += run.len;
         if (run.kind == IMG_RUN_ABSENT && run.off == c->gaps[0].off &&

@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "file/file.h"
 
+#include <string.h>
 #include <sys/types.h>
 
 /* What one block (cluster or subcluster) says. */
@@ -52,6 +53,7 @@ static uint32_t plain_entries(const struct qcow2 *q,
                               const struct qcow2_cursor *c, uint32_t i,
                               uint32_t n, const struct qcow2_entry *e)
 {
+    enum { SAME = 64 };         /* entries at once */
     const uint8_t *at = img_qcow2_cursor_entry(q, c, i);
     uint64_t step = e->has_host ? q->cluster_size : 0;
     uint64_t most = n - i - 1, next = e->raw;
@@ -62,6 +64,9 @@ static uint32_t plain_entries(const struct qcow2 *q,
         return 0;
     if (step)
         most = IMG_MIN(most, (q->end - 1 - e->host) / step);
+    while (!step && most - k >= SAME &&
+           !memcmp(at + k * 8, at + (k + 1) * 8, SAME * 8))
+        k += SAME;
     while (k < most && img_get_be64(at + (k + 1) * 8) == next + step) {
         next += step;
         k++;
@@ -141,7 +146,12 @@ static int map(struct qcow2 *q, uint64_t off, uint64_t len, unsigned flags,
         return 0;
     }
     r = map_slice(q, &c, off, len, flags, run, err);
-    img_qcow2_cursor_put(q, &c);
+    end = (c.cluster + c.left) << q->cluster_bits;
+    if (r == 0 && (flags & IMG_RUN_PASSING) &&
+        off + run->len >= IMG_MIN(end, off + len))
+        img_tcache_put_last(q->tables, c.slice);
+    else
+        img_qcow2_cursor_put(q, &c);
     return r;
 }
 
@@ -173,12 +183,18 @@ static bool is_sparse(struct qcow2 *q)
 }
 
 /* Looked at once: a file that is filled later is asked in vain. */
-static bool may_have_holes(struct qcow2 *q)
+bool img_qcow2_may_be_sparse(struct img_layer *layer)
 {
+    struct qcow2 *q = img_qcow2_of(layer);
+    bool may;
+
+    img_lock(&q->lock);
     if (!q->looked_for_holes)
         q->has_holes = !q->data && is_sparse(q);
     q->looked_for_holes = true;
-    return q->has_holes;
+    may = q->has_holes;
+    img_unlock(&q->lock);
+    return may;
 }
 
 int img_qcow2_map(struct img_layer *layer, uint64_t off, uint64_t len,
@@ -189,9 +205,6 @@ int img_qcow2_map(struct img_layer *layer, uint64_t off, uint64_t len,
 
     img_lock(&q->lock);
     r = map(q, off, len, flags, run, err);
-    if (r == 0 && (flags & IMG_RUN_EXACT) && !(flags & IMG_RUN_CACHED) &&
-        run->kind == IMG_RUN_DATA)
-        run->doubtful = may_have_holes(q);
     img_unlock(&q->lock);
     return img_qcow2_result(q, r);
 }

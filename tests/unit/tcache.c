@@ -416,6 +416,58 @@ static void test_new_slice(void **state)
 
 /* ---- forgetting -------------------------------------------------------- */
 
+static bool is_there(struct spy *s, struct img_tcache *c, int i)
+{
+    struct img_slice *p = img_tcache_peek(c, &s->file, (uint64_t)i * SLICE);
+
+    img_tcache_put(c, p);
+    return p != NULL;
+}
+
+static void test_put_last(void **state)
+{
+    struct img_slice *a, *b;
+    struct img_stage *st;
+    struct img_tcache *c;
+    struct spy s;
+
+    begin(&s, &c, 8);
+    img_tcache_put_last(c, get(&s, c, 0));
+    assert_false(is_there(&s, c, 0));
+
+    a = get(&s, c, 1);          /* somebody else still uses it */
+    b = get(&s, c, 1);
+    img_tcache_put_last(c, b);
+    assert_true(is_there(&s, c, 1));
+    assert_int_equal((char)a->data[7], word(SLICE + 7));
+    img_tcache_put_last(c, a);
+    assert_false(is_there(&s, c, 1));
+
+    a = get(&s, c, 2);          /* forgotten before */
+    img_tcache_forget(c, &s.file, 2 * SLICE, SLICE);
+    img_tcache_put_last(c, a);
+    a = get(&s, c, 2);          /* another one is there by now */
+    img_tcache_forget(c, &s.file, 2 * SLICE, SLICE);
+    b = get(&s, c, 2);
+    img_tcache_put_last(c, a);
+    assert_ptr_equal(b, img_tcache_peek(c, &s.file, 2 * SLICE));
+    img_tcache_put(c, b);
+    img_tcache_put(c, b);
+
+    a = get(&s, c, 3);          /* it has yet to be written */
+    a->data[0] = 'x';
+    img_tcache_dirty(c, a, 0, 1);
+    img_tcache_put_last(c, a);
+    assert_true(is_there(&s, c, 3));
+    st = stage(&s, c, 1);
+    img_tcache_put_last(c, get(&s, c, 3));
+    assert_true(is_there(&s, c, 3));
+    assert_int_equal(img_stage_write(st, NULL), 0);
+    img_stage_done(st, true);
+    assert_int_equal(on_disk(&s, 3 * SLICE), 'x');
+    end(&s, c);
+}
+
 static void test_forget(void **state)
 {
     const uint64_t ends[] = { 6 * SLICE, UINT64_MAX };
@@ -532,6 +584,7 @@ int main(void)
         cmocka_unit_test(test_stage_is_kept),
         cmocka_unit_test(test_failed_write),
         cmocka_unit_test(test_new_slice),
+        cmocka_unit_test(test_put_last),
         cmocka_unit_test(test_forget),
         cmocka_unit_test(test_forget_waits),
     };
