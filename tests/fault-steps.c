@@ -187,11 +187,35 @@ static int closed(struct step *s, struct img_disk *d, int r)
     return r < 0 ? r : c;
 }
 
-static int look_at(struct step *s, struct img_disk *d)
+/* Which parts the file system has holes for is told by nobody whose looking
+ * fails, and no error. */
+static int look_at_map(struct step *s, struct img_disk *d, unsigned flags)
 {
     uint64_t off = 0, size = img_size(d);
+    int r = 0, kind = -1;
+
+    while (off < size && r == 0) {
+        struct img_extent e[8];
+        size_t n = 0;
+
+        r = img_map_list(d, off, size - off, flags, e, 8, &n, s->err);
+        for (size_t i = 0; r == 0 && i < n; i++) {
+            if (kind != (int)e[i].kind && !flags) {
+                tell(s, e[i].off);
+                tell(s, e[i].kind);
+            }
+            kind = (int)e[i].kind;
+            off = e[i].off + e[i].len;
+        }
+    }
+    return r;
+}
+
+static int look_at(struct step *s, struct img_disk *d)
+{
+    uint64_t size = IMG_MIN(img_size(d), ROOM);
     struct img_info *info;
-    int r = img_info_get(d, &info, s->err), kind = -1;
+    int r = img_info_get(d, &info, s->err);
 
     if (r < 0)
         return r;
@@ -203,22 +227,9 @@ static int look_at(struct step *s, struct img_disk *d)
     if (info->specific)
         s->digest = hash_specific(s->digest, info->specific);
     img_info_free(info);
-    while (off < size && r == 0) {
-        struct img_extent e[8];
-        size_t n = 0;
-
-        r = img_map_list(d, off, size - off, IMG_MAP_EXACT, e, 8, &n,
-                         s->err);
-        for (size_t i = 0; r == 0 && i < n; i++) {
-            if (kind != (int)e[i].kind) {
-                tell(s, e[i].off);
-                tell(s, e[i].kind);
-            }
-            kind = (int)e[i].kind;
-            off = e[i].off + e[i].len;
-        }
-    }
-    size = IMG_MIN(size, ROOM);
+    r = look_at_map(s, d, 0);
+    if (r == 0)
+        r = look_at_map(s, d, IMG_MAP_EXACT);
     if (r == 0)
         r = img_pread(d, room, size, 0, s->err);
     if (r == 0)

@@ -9,6 +9,8 @@
  *
  *   FAULT_SHARE=n     of the calls behind the first few every n-th; 1 = all
  *   FAULT_RECIPE=text only recipes whose name contains it
+ *   FAULT_FROM=n      from the n-th call on
+ *   FAULT_ALL=1       go on after what is wrong
  */
 #include "fault-whole.h"
 #include "shim.h"
@@ -586,11 +588,18 @@ static void rehearse(const struct recipe *recipe)
     }
 }
 
+static long number_of(const char *name, long otherwise)
+{
+    const char *text = getenv(name);
+
+    return text ? atol(text) : otherwise;
+}
+
 static void test_recipe(void **state)
 {
     const struct recipe *recipe = *state;
-    const char *text = getenv("FAULT_SHARE");
-    long share = text ? atol(text) : 16;
+    long share = number_of("FAULT_SHARE", 16);
+    long from = number_of("FAULT_FROM", 1);
     char dir[PATH_MAX];
 
     snprintf(dir, sizeof dir, "%s/%ld", scratch, (long)(recipe - recipes));
@@ -599,7 +608,7 @@ static void test_recipe(void **state)
     wrongs = 0;
     rehearse(recipe);
     for (size_t k = 0; k < IMG_COUNT(kinds); k++) {
-        struct run run = { .recipe = recipe, .kind = &kinds[k], .n = 1 };
+        struct run run = { .recipe = recipe, .kind = &kinds[k], .n = from };
         long stride = share > 1 ? share + (recipe - recipes + (long)k) % 7 : 1;
 
         while (one_run(&run))
