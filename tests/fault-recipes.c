@@ -335,6 +335,57 @@ const struct recipe recipes[] = {
       OVERLAY("c.qcow2", "b.qcow2") "io c.qcow2 zero 0 8k",
       "commit -d 2 c.qcow2", RESUMES },
 
+    /* ---- checks; where tables are: as create lays them out ---- */
+    { "check", A VDI VMDK QCOW, "check a.qcow2; check v.vdi; check m.vmdk; "
+      "check q.qcow", 0 },
+    { "check in too little memory", A, "check -y 4k a.qcow2", REFUSED },
+    { "check a stream and parts", STREAM SPLIT, "check p.vmdk; check s.vmdk",
+      0 },
+    { "repair vdi, twice in one place", VDI "poke v.vdi 0x100008 0 0 0 0",
+      "check -r all v.vdi", DAMAGED },
+    { "repair vdi, outside", VDI "poke v.vdi 0x100008 0 0xff 0 0",
+      "check -r all v.vdi", DAMAGED },
+    { "repair vdi, cut off", VDI "cut v.vdi 2118k", "check -r all v.vdi",
+      DAMAGED },
+    { "repair vmdk, an empty table", VMDK "poke m.vmdk 13824 0 0 0 0; "
+      "poke m.vmdk 13836 0 0 0 0", "check -r leaks m.vmdk", DAMAGED },
+    { "repair vmdk, tables differ", VMDK "poke m.vmdk 11276 0 0 0 0",
+      "check -r leaks m.vmdk", DAMAGED },
+    { "repair vmdk, twice in one place", VMDK
+      "poke m.vmdk 13836 128 0 0 0; poke m.vmdk 11276 128 0 0 0",
+      "check -r all m.vmdk", DAMAGED },
+    { "repair vmdk, outside", VMDK
+      "poke m.vmdk 13836 0 0 0 1; poke m.vmdk 11276 0 0 0 1",
+      "check -r all m.vmdk", DAMAGED },
+    { "repair vmdk, tables outside", VMDK
+      "poke m.vmdk 13312 0 0 0 64; poke m.vmdk 10752 0 0 0 64",
+      "check -r all m.vmdk", DAMAGED },
+    { "repair vmdk, stream without its end", STREAM "cut p.vmdk 70k",
+      "check -r all p.vmdk", DAMAGED },
+    { "repair vmdk, stream cut within", STREAM "cut p.vmdk 66k",
+      "check -r all p.vmdk", DAMAGED },
+    { "repair qcow, twice in one place", QCOW "poke q.qcow 0x100e 0x20",
+      "check -r all q.qcow", DAMAGED },
+    { "repair qcow, outside", QCOW "poke q.qcow 0x100c 1",
+      "check -r all q.qcow", DAMAGED },
+    { "repair qcow, a table outside", QCOW "poke q.qcow 52 1",
+      "check -r all q.qcow", DAMAGED },
+    { "repair qcow2, leaks", A "poke a.qcow2 0x200b 2",
+      "check -r leaks a.qcow2", DAMAGED },
+    { "repair qcow2, refcounts", A "poke a.qcow2 0x200d 0; "
+      "poke a.qcow2 0x2009 0", "check -r all a.qcow2", DAMAGED },
+    { "repair qcow2, twice in one place", A "snapshot a.qcow2 create s; "
+      "io a.qcow2 write 0 4k; poke a.qcow2 0x400e 0x50",
+      "check -r all a.qcow2", DAMAGED },
+    { "repair qcow2, outside", A "poke a.qcow2 0x400a 1",
+      "check -r all a.qcow2", DAMAGED },
+    { "repair qcow2, marked corrupt", A "poke a.qcow2 79 2",
+      "check -r all a.qcow2", DAMAGED },
+    { "repair qcow2, no refcounts", A "poke a.qcow2 0x1006 0",
+      "check -r all a.qcow2", DAMAGED },
+    { "open qcow2, marked dirty", A "poke a.qcow2 79 1",
+      "open -w a.qcow2", RESUMES },
+
     /* ---- snapshots, bitmaps ---- */
     { "snapshot", A, "snapshot a.qcow2 create s; io a.qcow2 write 2k 9k; "
       "snapshot a.qcow2 apply s; snapshot a.qcow2 delete s", 0 },

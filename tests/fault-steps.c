@@ -527,7 +527,7 @@ static int step_check(struct step *s)
     d = open_quietly(s, word(s, 1), repair ? IMG_OPEN_WRITE | IMG_OPEN_REPAIR
                                            : IMG_OPEN_REPAIR);
     r = img_check(d, &o, &job, &result, s->err);
-    if (r == 0 && result.check_errors && !repair)
+    if (r == 0 && result.check_errors)
         r = img_fail(s->err, EIO, "places could not be looked at");
     tell(s, result.errors);
     tell(s, result.allocated);

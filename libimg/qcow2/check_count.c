@@ -38,6 +38,8 @@ struct qcow2_page {
 
 /* ---- pages ------------------------------------------------------------- */
 
+#define PIECE (sizeof(struct qcow2_page) + PAGE * sizeof(uint32_t))
+
 static uint64_t slot_of(const struct qcow2_checking *c, uint64_t cluster)
 {
     return (cluster - c->from) >> PAGE_BITS;
@@ -216,7 +218,8 @@ static int make_room(struct qcow2_checking *c, struct img_error *err)
     }
     for (; slot && c->from + (slot << PAGE_BITS) > to; slot--)
         drop_page(c, slot - 1);
-    if (to <= c->from)
+    /* The largest piece does not fit into half of it: no use in trying. */
+    if (to <= c->from || (to == c->to && c->memory_max / 2 < PIECE))
         r = img_fail(err, ENOMEM, "%s: %llu bytes of memory are too few to "
                      "check the image", c->q->layer->path,
                      (unsigned long long)c->memory_max);

@@ -253,7 +253,9 @@ static uint64_t sector_of(const struct check *c, size_t g, uint32_t i)
 }
 
 /* How many sectors the grain of this sector, at host, takes; 0 = it is not in
- * the file, or packed and another one. */
+ * the file, or packed and another one; UNREAD = nobody knows. */
+#define UNREAD UINT64_MAX
+
 static uint64_t grain_sectors(struct check *c, uint64_t sector, uint64_t host)
 {
     struct vmdk_sparse *s = c->s;
@@ -265,7 +267,7 @@ static uint64_t grain_sectors(struct check *c, uint64_t sector, uint64_t host)
             return 0;
         if (img_file_pread(s->file, marker, sizeof marker, host, NULL)) {
             c->res->check_errors++;
-            return 0;
+            return UNREAD;
         }
         if (img_get_le64(marker) != sector || !img_get_le32(marker + 8))
             return 0;
@@ -390,6 +392,8 @@ static int check_entry(struct check *c, struct img_slice *slices[2], size_t g,
         return 0;
     n = kind == VMDK_GRAIN_DATA ? grain_sectors(c, sector_of(c, g, i), host)
                                 : 0;
+    if (n == UNREAD)
+        return 0;
     if (!n) {
         if (!first)
             return 0;
@@ -661,6 +665,7 @@ static int rebuild(struct check *c, const struct img_check_result *before,
         return r;
     res->errors_fixed += res->errors - before->errors - IMG_MIN(again.errors,
                          res->errors - before->errors);
+    res->check_errors += again.check_errors;
     res->allocated = before->allocated + again.allocated;
     res->compressed = before->compressed + again.compressed;
     res->fragmented = before->fragmented + again.fragmented;
