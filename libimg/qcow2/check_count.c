@@ -26,6 +26,7 @@
 enum {
     PAGE_BITS = 16, PAGE = 1 << PAGE_BITS,
     SLOTS_MAX = 1 << 18,
+    MORE_BYTES = PAGE * sizeof(uint32_t)
 };
 
 struct qcow2_page {
@@ -155,17 +156,16 @@ static int page_get(struct qcow2_checking *c, uint64_t cluster,
 static int more_get(struct qcow2_checking *c, struct qcow2_page *p,
                     uint32_t **more, struct img_error *err)
 {
-    uint64_t bytes = PAGE * sizeof **more;
     uint32_t *made;
 
     *more = __atomic_load_n(&p->more, __ATOMIC_ACQUIRE);
     if (*more)
         return 0;
-    if (!reserve(c, bytes))
+    if (!reserve(c, MORE_BYTES))
         return -EAGAIN;
-    made = calloc(1, bytes);
+    made = calloc(1, MORE_BYTES);
     if (!made) {
-        unreserve(c, bytes);
+        unreserve(c, MORE_BYTES);
         return img_fail_nomem(err);
     }
     img_lock(&c->lock);
@@ -173,7 +173,7 @@ static int more_get(struct qcow2_checking *c, struct qcow2_page *p,
         __atomic_store_n(&p->more, made, __ATOMIC_RELEASE);
         made = NULL;
     } else {
-        c->memory -= bytes;
+        c->memory -= MORE_BYTES;
     }
     *more = p->more;
     img_unlock(&c->lock);
@@ -187,7 +187,7 @@ static void drop_page(struct qcow2_checking *c, uint64_t slot)
 
     if (!p)
         return;
-    c->memory -= sizeof *p + (p->more ? PAGE * sizeof *p->more : 0);
+    c->memory -= sizeof *p + (p->more ? MORE_BYTES : 0);
     free(p->more);
     free(p);
     c->pages[slot] = NULL;
@@ -201,9 +201,10 @@ static uint64_t unit(const struct qcow2_checking *c)
     return IMG_MAX((uint64_t)PAGE, UINT64_C(1) << c->q->refs_bits);
 }
 
-/* Gives the window's end up until half of the memory is free.  The caller
- * holds gate for reading, and holds it again afterwards. */
-static int make_room(struct qcow2_checking *c, struct img_error *err)
+/* Gives the window's end up until half of the memory is free, and `need` bytes
+ * of it.  The caller holds gate for reading, and holds it again afterwards. */
+static int make_room(struct qcow2_checking *c, uint64_t need,
+                     struct img_error *err)
 {
     uint64_t slot, to;
     int r = 0;
@@ -212,7 +213,8 @@ static int make_room(struct qcow2_checking *c, struct img_error *err)
     img_write_lock(&c->gate);
     slot = img_div_up(c->to - c->from, PAGE);
     to = c->to;
-    while (slot && c->memory > c->memory_max / 2) {
+    while (slot && (c->memory > c->memory_max / 2 ||
+                    c->memory + need > c->memory_max)) {
         drop_page(c, --slot);
         to = img_round_down(c->from + (slot << PAGE_BITS), unit(c));
     }
@@ -347,7 +349,7 @@ static int count_word(struct qcow2_checking *c, uint64_t first, uint64_t n,
     int r;
 
     while ((r = page_get(c, first, &p, err)) == -EAGAIN) {
-        r = make_room(c, err);
+        r = make_room(c, sizeof *p, err);
         if (r < 0)
             return r;
         if (first >= c->to)
@@ -358,7 +360,7 @@ static int count_word(struct qcow2_checking *c, uint64_t first, uint64_t n,
     both = mark(p, at / 64, mask, use, &again);
     overlap(c, p, img_round_down(first, 64), both);
     while (again && (r = count_more(c, p, at / 64, again, err)) == -EAGAIN) {
-        r = make_room(c, err);
+        r = make_room(c, MORE_BYTES, err);
         if (r < 0 || first >= c->to)
             return r;
     }
@@ -440,7 +442,7 @@ int img_qcow2_is_single(struct qcow2_checking *c, uint64_t cluster,
         return 0;
     }
     while ((r = page_get(c, cluster, &p, err)) == -EAGAIN) {
-        r = make_room(c, err);
+        r = make_room(c, sizeof *p, err);
         if (r < 0 || cluster >= c->to)
             return r;
     }
