@@ -48,6 +48,9 @@ int img_qcow2_bitmap_load_bits(struct qcow2 *q, struct qcow2_bitmap *b,
                              err);
     }
     free(table);
+    /* Behind the last bit is what the disk may yet grow by. */
+    if (r == 0 && b->n_bits % 8)
+        b->bits[bytes - 1] &= (uint8_t)((1u << b->n_bits % 8) - 1);
     if (r < 0) {
         free(b->bits);
         b->bits = NULL;

@@ -70,7 +70,7 @@ static void no_warning(struct img_layer *l, const char *fmt, ...)
 {
 }
 
-static struct qcow2 *layer_open(struct img_layer *l, const char *name)
+static inline struct qcow2 *layer_open(struct img_layer *l, const char *name)
 {
     struct img_open_options o = IMG_OPEN_OPTIONS;
 
@@ -86,7 +86,7 @@ static struct qcow2 *layer_open(struct img_layer *l, const char *name)
 }
 
 /* Without a flush: the test has its own. */
-static void layer_close(struct img_layer *l)
+static inline void layer_close(struct img_layer *l)
 {
     img_qcow2.close(l);
     img_tcache_free(l->tables);
@@ -99,7 +99,7 @@ static void layer_close(struct img_layer *l)
 
 /* Header, refcount table, blocks for what is used, an L1 table of one
  * entry. */
-static void build(const char *name, const struct shape *s)
+static inline void build(const char *name, const struct shape *s)
 {
     uint64_t cluster = UINT64_C(1) << s->cluster_bits;
     uint64_t per_block = cluster * 8 >> s->order, blocks = 1, used;
