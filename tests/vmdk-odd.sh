@@ -178,3 +178,119 @@ for v in -1 +1 0x12 ' 12' '12 ' 123456789 g; do
 	fails vimg amend -f vmdk -o "cid=$v" r.vmdk
 	says 'hexadecimal'
 done
+
+# Resizing what is odd: no geometry to follow, files longer than their extents,
+# a disk of nothing, an end that is zeros, descriptors that cannot be replaced.
+rm -f ./*
+fill x0.bin $((2 * M)) 3
+grown() { # grown OLD NEW LINE...: what comes is zeros, what was there stays
+	local old=$1 new=$2
+	shift 2
+	rm -f x.bin d.vmdk
+	cp x0.bin x.bin
+	descriptor d.vmdk monolithicFlat "$@"
+	quiet vimg convert -f vmdk -O raw d.vmdk d.raw
+	[ "$(stat -c %s d.raw)" = "$old" ] || die "size before: $(stat -c %s d.raw)"
+	quiet vimg resize -f vmdk d.vmdk "$new"
+	truncate -s "$new" d.raw
+	both d.vmdk d.raw
+}
+grown $M 1536K 'RW 2048 FLAT "x.bin" 0'
+grown $M 3M 'RW 2048 FLAT "x.bin" 0'
+grown $((M / 2)) 3M 'RW 1024 FLAT "x.bin" 512'
+grown $((M + 4096)) 3M 'RW 2048 FLAT "x.bin" 0' 'RW 8 ZERO'
+cmp x.bin x0.bin || die "zeros that grow are nobody's bytes"
+descriptor d.vmdk monolithicFlat 'RW 4096 FLAT "x.bin" 0'
+for p in full falloc; do
+	cp x0.bin x.bin
+	sed -i 's/^RW [0-9]*/RW 4096/' d.vmdk
+	quiet vimg resize -f vmdk --preallocation=$p d.vmdk 4M
+	[ "$(stat -c %b x.bin)" -ge 8192 ] || die "--preallocation=$p: $(stat -c %b x.bin) blocks"
+	cp x0.bin d.raw
+	truncate -s 4M d.raw
+	both d.vmdk d.raw
+done
+fails vimg resize -f vmdk d.vmdk 5000001
+says 'whole sectors'
+fails vimg resize -f vmdk d.vmdk 8E
+fails vimg resize -f vmdk --preallocation=metadata d.vmdk 8M
+says 'no metadata'
+descriptor e.vmdk custom 'RW 4096 FLAT "x.bin" 0' 'RW 8 ZERO'
+fails vimg resize --shrink -f vmdk e.vmdk 1M
+says 'only its last extent, from 2097152'
+descriptor e.vmdk custom 'RW 8 ZERO' 'RDONLY 4096 FLAT "x.bin" 0'
+fails vimg resize -f vmdk e.vmdk 4M
+says 'not for writing'
+quiet vimg create -f vmdk -o subformat=vmfsSparse c.vmdk 4M
+fails vimg resize -f vmdk c.vmdk 8M
+says 'cannot be resized'
+quiet vimg create -f vmdk z.vmdk 0
+quiet vimg resize -f vmdk z.vmdk 5M
+quiet vimg io -f vmdk -c 'write -P 6 4M 1M' z.vmdk
+fails vimg resize -f vmdk --preallocation=full z.vmdk 8M
+says 'no preallocation'
+quiet vimg resize --shrink -f vmdk z.vmdk 512
+quiet vimg resize -f vmdk z.vmdk 5M
+quiet vimg check -f vmdk z.vmdk
+truncate -s 0 d.raw
+truncate -s 5M d.raw
+both z.vmdk d.raw
+fails vimg resize -f vmdk z.vmdk 4E
+says 'too many'
+# Geometry: followed where it is one.
+grep -aq 'cylinders = "10"' z.vmdk || die "cylinders: $(grep -a cylinders z.vmdk)"
+for g in 'heads = "0"' 'sectors = "x"' 'heads = "70000"' 'sectors = "99999999999"'; do
+	cp z.vmdk g.vmdk
+	quiet vimg amend -f vmdk -o "ddb=geometry.${g%% =*}=$(echo "${g#*= }" | tr -d '"')" g.vmdk
+	quiet vimg resize -f vmdk g.vmdk 50M
+	grep -aq 'cylinders = "10"' g.vmdk || die "$g: $(grep -a cylinders g.vmdk)"
+done
+quiet vimg resize -f vmdk z.vmdk 50M
+grep -aq 'cylinders = "101"' z.vmdk || die "cylinders: $(grep -a cylinders z.vmdk)"
+# An extent by itself, without a descriptor.
+quiet vimg create -f vmdk -o subformat=twoGbMaxExtentSparse s.vmdk 70M
+quiet vimg io -f vmdk -c 'write -P 9 69M 1M' s.vmdk
+quiet vimg resize -f vmdk s-s001.vmdk 200M
+quiet vimg io -f vmdk -c 'read -P 9 69M 1M' -c 'read -P 0 70M 130M' s-s001.vmdk
+! grep failed log || die "a bare extent grown"
+quiet vimg resize --shrink -f vmdk s-s001.vmdk 69M
+quiet vimg resize -f vmdk s-s001.vmdk 70M
+quiet vimg io -f vmdk -c 'read -P 0 0 70M' s.vmdk
+! grep failed log || die "a bare extent cut"
+quiet vimg check -f vmdk s.vmdk
+
+# What info says of each kind, and of extents that may not be opened.
+quiet vimg info -f vmdk --output=json s.vmdk
+says '"format": "SPARSE"'
+quiet vimg info -f vmdk --output=json s-s001.vmdk
+says '"create-type": ""'
+quiet vimg info -f vmdk --allow-files=none --output=json s.vmdk
+says '"filename": "s-s001.vmdk"'
+quiet vimg info -f vmdk --output=json e.vmdk
+says '"format": "ZERO"'
+quiet vimg info -f vmdk --output=json z.vmdk
+says '"adapterType": "ide"'
+
+# Over a parent that is not opened, its ID is read from it.
+quiet vimg create -f vmdk b.vmdk 5M
+quiet vimg create -f vmdk -o subformat=monolithicFlat bf.vmdk 5M
+for b in b bf; do
+	quiet vimg create -u -f vmdk -b $b.vmdk -F vmdk o.vmdk 5M
+	quiet vimg io -f vmdk -c 'write -P 0 0 64k' o.vmdk
+	quiet vimg rebase -u -f vmdk -b '' o.vmdk
+	quiet vimg rebase -u -f vmdk -b $b.vmdk -F vmdk o.vmdk
+	quiet vimg compare -f vmdk -F vmdk o.vmdk $b.vmdk || die "its own parent"
+done
+fails vimg rebase -u -f vmdk -b x.bin -F vmdk o.vmdk
+fails vimg create -u -f vmdk -b gone.vmdk -F vmdk n.vmdk 5M
+says 'content ID of the backing file is needed'
+quiet vimg create -u -f vmdk -b gone.vmdk -F vmdk -o parent_cid=77 n.vmdk 5M
+grep -aq 'parentCID=00000077' n.vmdk || die "a given ID"
+fails vimg create -f vmdk -o ddb=x n.vmdk 5M
+says 'NAME=VALUE'
+quiet vimg create -f vmdk -o ddb=note=7,ddb=more=8 n.vmdk 5M
+grep -aq 'ddb.note = "7"' n.vmdk && grep -aq 'ddb.more = "8"' n.vmdk || die "ddb"
+fails vimg create -f vmdk -o "ddb=note=$(printf %012000d 0)" n.vmdk 5M
+says 'does not fit'
+fails vimg create -f vmdk n.vmdk 4E
+says 'too many'
