@@ -28,7 +28,7 @@ struct plan {
 static int make_plan(const struct img_create_options *o, uint64_t size,
                      struct plan *p, struct img_error *err)
 {
-    bool backed = o->backing && *o->backing, encrypt = false;
+    bool backed = o->backing, encrypt = false;
     uint64_t cluster = backed ? 512 : 4096;
     int r = img_settings_check(o->settings, img_qcow_options, "qcow", err);
 

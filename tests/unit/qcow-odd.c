@@ -198,6 +198,24 @@ static void test_l2(void **state)
     }
 }
 
+/* Without reading tables: what is not in the cache is told another time. */
+static void test_now(void **state)
+{
+    uint8_t flat[SIZE], buf[C];
+    struct img_extent e;
+    struct img_disk *d;
+
+    full_image(flat);
+    d = open_q(0);
+    assert_int_equal(img_map(d, 0, SIZE, IMG_MAP_NOW, &e, &err), -EAGAIN);
+    assert_int_equal(img_pread_now(d, buf, C, 0), -EAGAIN);
+    assert_ok(img_pread(d, buf, C, 0, &err), err);
+    assert_ok(img_map(d, 0, SIZE, IMG_MAP_NOW, &e, &err), err);
+    assert_int_equal(e.kind, IMG_DATA);
+    assert_int_equal(e.len, SIZE);
+    assert_ok(img_close(d, &err), err);
+}
+
 /* ---- places ---------------------------------------------------------------- */
 
 static struct img_place reserve(struct img_layer *l, uint64_t off,
@@ -723,6 +741,7 @@ int main(void)
         cmocka_unit_test(test_headers),
         cmocka_unit_test(test_l1),
         cmocka_unit_test(test_l2),
+        cmocka_unit_test(test_now),
         cmocka_unit_test(test_abandoned),
         cmocka_unit_test(test_full),
         cmocka_unit_test(test_reused),

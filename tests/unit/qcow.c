@@ -220,6 +220,10 @@ static void test_create(void **state)
     img_settings_free(got);
     assert_ok(img_measure(NULL, &o, &m, &err), err);
     assert_true(m.fully_allocated >= m.required + SIZE);
+    o.disk_size = INT64_MAX;
+    assert_int_equal(img_measure(NULL, &o, &m, &err), -EFBIG);
+    assert_says("9223372036854775807 is too large");
+    o.disk_size = SIZE;
     settings[0] = "cluster_size=3";
     assert_int_equal(img_measure(NULL, &o, &m, &err), -EINVAL);
 }

@@ -141,6 +141,9 @@ static void test_resolve(void **state)
     assert_ok(img_measure(NULL, &o, &m, &err), err);
     assert_int_equal(m.required, 2 << 20);
     assert_int_equal(m.fully_allocated, (2 << 20) + (10 << 20));
+    o.disk_size = UINT64_MAX;
+    assert_int_equal(img_measure(NULL, &o, &m, &err), -EFBIG);
+    o.disk_size = 10 << 20;
     settings[0] = "block_size=1";
     assert_int_equal(img_measure(NULL, &o, &m, &err), -EINVAL);
 }
