@@ -405,7 +405,7 @@ static int check_kind(struct img_layer *layer, struct vmdk_extent *x,
     if (prealloc == IMG_PREALLOC_METADATA)
         return img_fail(err, ENOTSUP, "%s: flat extents have no metadata to "
                         "allocate", layer->path);
-    if (x->access != VMDK_RW && !(x->sparse && layer->n_files == 1))
+    if (x->access != VMDK_RW)
         return img_fail(err, EROFS, "%s: its last extent is not for writing",
                         layer->path);
     if (size % VMDK_SECTOR || size > VMDK_SIZE_MAX)

@@ -177,7 +177,8 @@ struct vmdk_sparse {
 
 struct vmdk_extent {
     enum vmdk_kind kind;
-    enum vmdk_access access;
+    enum vmdk_access access;        /* an embedded descriptor's line means
+                                       nothing: RW */
     uint64_t start, len;            /* guest bytes */
     unsigned file;                  /* of the layer; not for ZERO */
     uint64_t host;                  /* FLAT: bytes */

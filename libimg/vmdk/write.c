@@ -303,8 +303,6 @@ static int check_may_write(struct img_layer *layer, struct vmdk_extent *x,
     if (!x)
         return img_fail(err, EINVAL, "%s: no extent at %llu", layer->path,
                         (unsigned long long)off);
-    if (x->sparse && layer->n_files == 1)   /* RDONLY means nothing there */
-        return 0;
     return img_fail(err, EROFS, "%s: the extent at %llu is %s", layer->path,
                     (unsigned long long)off,
                     x->access == VMDK_RW ? "of zeros" : "not for writing");

@@ -407,6 +407,60 @@ static void test_reuse(void **state)
     close_layer(&l);
 }
 
+/* A grain that was given back and is written again before that came to the
+ * disk: there never is a table that names the one and a copy that names the
+ * other. */
+static void test_settle(void **state)
+{
+    struct img_want want = { .off = 4096, .len = 4096 };
+    struct img_place place;
+    struct img_layer l;
+    uint8_t raw[4];
+
+    assert_ok(open_layer(&l, given_back(true, MONOLITHIC), IMG_OPEN_WRITE),
+              err);
+    unmap_is(&l, 1, IMG_UNMAP_ZERO, 0, 1);
+    want.off = 3 * 4096;            /* another: nothing has to be settled */
+    assert_ok(img_vmdk_reserve(&l, &want, &place, &err), err);
+    assert_int_equal(place.host, 40 * SECTOR);
+    assert_ok(img_file_pread(l.files[0], raw, 4, 7 * SECTOR + 4, &err), err);
+    assert_int_equal(img_get_le32(raw), 24);
+    want.off = 0;
+    want.len = 2 * 4096;
+    want.in_place = true;
+    assert_ok(img_vmdk_reserve(&l, &want, &place, &err), err);
+    assert_int_equal(place.len, 4096);
+    want.off = 4096;
+    want.len = 4096;
+    want.in_place = false;
+    assert_ok(img_vmdk_reserve(&l, &want, &place, &err), err);
+    for (unsigned table = 2; table <= 7; table += 5) {
+        assert_ok(img_file_pread(l.files[0], raw, 4, table * SECTOR + 4,
+                                 &err), err);
+        assert_int_equal(img_get_le32(raw), 1);     /* zeros, on disk */
+    }
+    assert_int_equal(place.host, 24 * SECTOR);      /* free by now */
+    close_layer(&l);
+}
+
+/* What an embedded descriptor says of access means nothing. */
+static void test_embedded_access(void **state)
+{
+    struct img_want want = { .off = 3 * 4096, .len = 4096 };
+    struct img_place place;
+    struct img_layer l;
+
+    assert_ok(open_layer(&l, small_sparse("a.vmdk", "version=1\nCID=1\n"
+                         "RDONLY 64 SPARSE \"a.vmdk\"\n"), IMG_OPEN_WRITE),
+              err);
+    assert_ok(img_vmdk_reserve(&l, &want, &place, &err), err);
+    assert_true(place.fresh);
+    img_vmdk_abandon(&l, &place);
+    assert_ok(img_vmdk_resize(&l, 128 * SECTOR, IMG_PREALLOC_OFF, &err), err);
+    assert_int_equal(l.size, 128 * SECTOR);
+    close_layer(&l);
+}
+
 /* ---- packed grains ------------------------------------------------------- */
 
 /* A streamOptimized image that is written in place: 3 grains of 4 KiB and a
@@ -685,7 +739,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(test_amend), T(test_no_text), T(test_set_backing),
         T(test_flat_has_no_parent), T(test_unmap), T(test_bad_entry),
-        T(test_reuse), T(test_packed), T(test_packed_refused),
+        T(test_reuse), T(test_settle),
+        T(test_embedded_access), T(test_packed), T(test_packed_refused),
         T(test_tables_apart), T(test_mend_shared), T(test_device_gaps),
     };
 
