@@ -37,12 +37,12 @@ static int room_for_places(struct img_batch *b, struct img_error *err)
     return 0;
 }
 
-static int check_place(struct img_copy *c, const struct img_place *p,
-                       uint64_t off, uint64_t end, struct img_error *err)
+/* Nobody fills a fresh place up here: what is written has to be all of it. */
+static int check_fill(struct img_copy *c, const struct img_place *p,
+                      uint64_t off, struct img_error *err)
 {
-    if (p->off == off && p->len && p->len <= end - off &&
-        (!p->fresh || p->packed ||
-         (p->fill_off >= off && p->fill_len <= p->off + p->len - p->fill_off)))
+    if (!p->fresh ||
+        (p->fill_off >= off && p->fill_len <= p->off + p->len - p->fill_off))
         return 0;
     return img_fail(err, EIO, "%s: offset %llu: the place reserved does not "
                     "fit what is to be written", target(c)->path,
@@ -65,14 +65,10 @@ static int reserve(struct img_copy *c, struct img_batch *b,
                            b->max_places - b->n_places, &n, err);
         if (r < 0)
             return r;
-        if (!n)
-            return img_fail(err, EIO, "%s: offset %llu: no place was "
-                            "reserved", target(c)->path,
-                            (unsigned long long)off);
         for (; n; n--) {
             const struct img_place *p = &b->places[b->n_places++];
 
-            r = check_place(c, p, off, end, err);
+            r = check_fill(c, p, off, err);
             if (r < 0) {
                 b->n_places += n - 1;   /* put gives them back */
                 return r;

@@ -154,10 +154,6 @@ int img_source_map(const struct img_source *s, uint64_t off,
                       &st->depth, err);
     if (r < 0)
         return r;
-    if (!run.len)
-        return img_fail(err, EIO, "%s: no answer for offset %llu",
-                        p->io->chain->layers[p->from]->path,
-                        (unsigned long long)(off - st->start));
     st->end = off + run.len;
     st->kind = run.kind;
     if (st->depth >= p->io->chain->n)
