@@ -7,6 +7,7 @@
  * there. */
 #include "shim.h"
 
+#include <dlfcn.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -40,6 +41,32 @@ __attribute__((constructor)) static void begin(void)
     pthread_atfork(NULL, NULL, in_child);
     shim_fault = &fault;
 }
+
+#ifdef WITH_GCOV
+/* What gcov does when the program ends is not ours to fail: it has no answer
+ * to a malloc that returns NULL. */
+static int (*program)(int, char **, char **);
+
+static int run_program(int argc, char **argv, char **envp)
+{
+    int r = program(argc, argv, envp);
+
+    shim_fault = NULL;
+    return r;
+}
+
+int __libc_start_main(int (*)(int, char **, char **), int, char **,
+                      void (*)(void), void (*)(void), void (*)(void), void *);
+int __libc_start_main(int (*start)(int, char **, char **), int argc,
+                      char **argv, void (*first)(void), void (*last)(void),
+                      void (*rtld)(void), void *stack)
+{
+    typeof(__libc_start_main) *real = dlsym(RTLD_NEXT, "__libc_start_main");
+
+    program = start;
+    return real(run_program, argc, argv, first, last, rtld, stack);
+}
+#endif
 
 __attribute__((destructor)) static void end(void)
 {

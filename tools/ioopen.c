@@ -71,8 +71,10 @@ int io_open_named(struct io *io, const char *name, bool scratch)
         io->how.cache = io->cache;
     }
     io->how.failing = "can't open device";
+    /* Truncating asks as little as writing whether others rest on it. */
     io->disk = open_image(name, &io->how,
-                          io->read_only || scratch ? 0 : IMG_OPEN_WRITE);
+                          io->read_only || scratch ? 0 : IMG_OPEN_WRITE |
+                          IMG_OPEN_FORCE);
     if (!io->disk)
         return -1;
     if (name != io->name) {
