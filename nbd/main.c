@@ -22,6 +22,7 @@
 #include "server.h"
 #include "spawn.h"
 #include "tls.h"
+#include "../tools/standard.h"
 
 enum { MOST_CLIENTS = 256 };    /* where the user set no limit */
 
@@ -326,6 +327,8 @@ int main(int argc, char **argv)
     enum nbd_parsed parsed = NBD_PARSED_WRONG;
     int status = EXIT_SUCCESS;
 
+    if (standard_take() < 0)
+        return EXIT_FAILURE;
     if (nbd_spawn_servers(&argc, &argv, &err) < 0)
         return complain(&err);
     parsed = nbd_options_parse(&o, argc, argv, &err);

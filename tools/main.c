@@ -2,6 +2,7 @@
  *
  * A table of commands and what they all need; see options.h for how a
  * command describes itself. */
+#include "standard.h"
 #include "vimg.h"
 #include "../nbd/spawn.h"
 
@@ -201,6 +202,8 @@ int main(int argc, char **argv)
     const char *slash = argc ? strrchr(argv[0], '/') : NULL;
     int code;
 
+    if (standard_take() < 0)
+        return 1;
     signal(SIGXFSZ, SIG_IGN);   /* ulimit -f: an error with words instead */
     /* A link of that name stands in for qemu-io in scripts. */
     if (argc && !strcmp(slash ? slash + 1 : argv[0], "qemu-io"))
