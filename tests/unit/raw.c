@@ -306,6 +306,53 @@ static void test_kinds(void **state)
     }
 }
 
+/* ---- files of other kinds -------------------------------------------------- */
+
+static int huge(struct img_file *file, uint64_t *size, struct img_error *e)
+{
+    *size = INT64_MAX - 511;
+    return 0;
+}
+
+/* Not a descriptor, large blocks, a fixed size, and one that is too long. */
+static void test_other_files(void **state)
+{
+    const struct img_format *raw = img_format_find("raw");
+    const char *settings[] = { "nocow=on", "extent_size_hint=64k", NULL };
+    struct img_create_options c = IMG_CREATE_OPTIONS;
+    struct img_open_options o = IMG_OPEN_OPTIONS;
+    struct img_build b = { .opts = &c, .path = "mem" };
+    struct img_layer l = { .path = "mem", .files = &b.file, .n_files = 1,
+                           .writable = true };
+    struct img_file_ops ops;
+    uint64_t size;
+
+    assert_ok(img_file_in_memory("mem", &b.file, &err), err);
+    c.settings = settings;
+    c.disk_size = 64 * K + 512;
+    assert_ok(raw->create(&b, &err), err);
+    assert_ok(img_file_size(b.file, &size, &err), err);
+    assert_int_equal(size, 64 * K + 512);
+    b.file->align = 8192;
+    b.file->is_device = true;
+    assert_ok(raw->open(&l, &o, &err), err);
+    assert_int_equal(l.size, 64 * K + 512);
+    assert_int_equal(l.block, 8192);
+    assert_int_equal(l.cluster_bits, 13);
+    raw->close(&l);
+    b.file->align = 512;
+    assert_ok(raw->open(&l, &o, &err), err);
+    assert_int_equal(l.cluster_bits, 12);
+    raw->close(&l);
+    ops = *b.file->ops;
+    ops.size = huge;
+    b.file->ops = &ops;
+    assert_int_equal(raw->open(&l, &o, &err), -EFBIG);
+    assert_says("mem: 9223372036854775296 bytes are too many");
+    raw->close(&l);
+    img_file_close(b.file);
+}
+
 /* ---- hints ---------------------------------------------------------------- */
 
 static void test_hints(void **state)
@@ -366,6 +413,7 @@ int main(void)
         cmocka_unit_test(test_direct),
         cmocka_unit_test(test_refused),
         cmocka_unit_test(test_kinds),
+        cmocka_unit_test(test_other_files),
         cmocka_unit_test(test_hints),
     };
 
