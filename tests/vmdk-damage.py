@@ -237,6 +237,28 @@ def packed(disk):
     shows(label, "d.vmdk", disk)
 
 
+    # The last grain is not whole and nothing follows: the tables name it, so
+    # it is lost aloud, not zeros.
+    label = "the last grain of all, not whole"
+    must("vimg", "create", "-q", "-f", "vmdk", "-o",
+         "subformat=streamOptimized", "d.vmdk", str(SIZE))
+    must("vimg", "convert", "-c", "-n", "-f", "raw", "-O", "vmdk", "disk.raw",
+         "d.vmdk")
+    first = tables("d.vmdk")
+    at = get("d.vmdk", first[0][2] + (1279 - 1024) * 4, "<I")[0]
+    put("d.vmdk", at * SECTOR + 40, b"damage")
+    for copy in first[:2]:
+        put("d.vmdk", copy[0] + 300 * 4, struct.pack("<I", 1 << 30))
+    check(label, "d.vmdk", 0, "grain tables", "-r", "all")
+    r = run("vimg", "convert", "-f", "vmdk", "-O", "raw", "d.vmdk", "got.raw")
+    if not r.returncode:
+        bad(label, "read as if it were whole")
+    run("vimg", "convert", "--salvage", "-f", "vmdk", "-O", "raw", "d.vmdk",
+        "got.raw")
+    with open("got.raw", "rb") as f:
+        if f.read() != bytes(disk[:1279 * GRAIN]) + bytes(GRAIN):
+            bad(label, "salvage gives something else")
+
     # Two grains with one number: repair does not change which one is read.
     must("vimg", "create", "-q", "-f", "vmdk", "-o",
          "subformat=streamOptimized", "d.vmdk", str(SIZE))
