@@ -251,6 +251,17 @@ int img_pwritev(struct img_disk *disk, const struct iovec *iov, int iovcnt,
 int img_pread_now(struct img_disk *disk, void *buf, size_t len, uint64_t off);
 int img_pwrite_now(struct img_disk *disk, const void *buf, size_t len,
                    uint64_t off);
+/* As img_pread_now, for long reads that go on to a socket: puts the pages with
+ * these bytes into a pipe without copying them, for splice(2).  -EAGAIN also
+ * where the range is not all data of one piece of one file, or where its place
+ * might come to hold other bytes of the disk (a qcow2 open for writing), and
+ * where the pipe is too small; some of it may be in the pipe then.
+ *
+ * Whoever reads the pipe later sees what was written to these bytes of the
+ * disk meanwhile.  So it goes with reads and writes that overlap in time;
+ * where the order matters, do not use it.  No commit, rebase or
+ * snapshot operation of this disk before the pipe's reader has all of it. */
+int img_splice_now(struct img_disk *disk, int pipe, size_t len, uint64_t off);
 /* Reads as zeros afterwards.  Any alignment. */
 int img_zero(struct img_disk *disk, uint64_t off, uint64_t len, unsigned flags,
              struct img_error *err);

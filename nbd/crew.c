@@ -101,7 +101,7 @@ static void one_more(struct nbd_crew *c)
         pthread_create(&h->thread, &attr, run, h) == 0)
         c->n++;
     else
-        free(h->out.data);
+        nbd_out_end(&h->out);
     pthread_attr_destroy(&attr);
 }
 
@@ -152,7 +152,7 @@ void nbd_crew_end(struct nbd_crew *c)
     pthread_mutex_unlock(&c->lock);
     for (unsigned i = 0; i < c->n; i++) {
         pthread_join(c->hands[i].thread, NULL);
-        free(c->hands[i].out.data);
+        nbd_out_end(&c->hands[i].out);
     }
     pthread_mutex_destroy(&c->lock);
     pthread_cond_destroy(&c->work_came);

@@ -437,6 +437,12 @@ int nbd_export_read_now(struct nbd_export *e, void *buf, size_t len,
     return len ? img_pread_now(e->disk, buf, len, e->base + off) : 0;
 }
 
+int nbd_export_splice_now(struct nbd_export *e, int pipe, size_t len,
+                          uint64_t off)
+{
+    return img_splice_now(e->disk, pipe, len, e->base + off);
+}
+
 int nbd_export_write_now(struct nbd_export *e, const void *buf, size_t len,
                          uint64_t off)
 {

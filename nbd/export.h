@@ -78,6 +78,9 @@ int nbd_export_trim(struct nbd_export *, uint64_t off, uint64_t len, bool fua,
  * something is wrong. */
 int nbd_export_read_now(struct nbd_export *, void *buf, size_t len,
                         uint64_t off);
+/* Into a pipe, where that can be done without copying. */
+int nbd_export_splice_now(struct nbd_export *, int pipe, size_t len,
+                          uint64_t off);
 int nbd_export_write_now(struct nbd_export *, const void *buf, size_t len,
                          uint64_t off);
 /* How many bytes from off read as zeros because nothing is there, *hole;

@@ -1,8 +1,10 @@
 /* Replies.  Each thread gathers its own; a message, once begun, is sent to
  * its end before another thread's. */
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/socket.h>
+#include <unistd.h>
 #include "reply.h"
 #include "session.h"
 
@@ -22,8 +24,16 @@ void nbd_link_destroy(struct nbd_link *l)
 
 bool nbd_out_init(struct nbd_out *o, struct nbd_link *link)
 {
-    *o = (struct nbd_out){ .link = link, .data = malloc(NBD_OUT_SIZE) };
+    *o = (struct nbd_out){
+        .link = link, .data = malloc(NBD_OUT_SIZE), .pipe = { -1, -1 }
+    };
     return o->data;
+}
+
+void nbd_out_end(struct nbd_out *o)
+{
+    nbd_out_drop_pipe(o);
+    free(o->data);
 }
 
 /* Whoever waits for the client's next request learns that it is gone. */
@@ -34,24 +44,34 @@ static void give_up(struct nbd_link *l)
         shutdown(l->stream->fd, SHUT_RDWR);
 }
 
-bool nbd_out_send_with(struct nbd_out *o, const void *data, size_t len)
+/* n buffers, then so many bytes of the pipe. */
+static bool send_all(struct nbd_out *o, struct iovec *iov, int n, size_t piped)
 {
     struct nbd_link *l = o->link;
-    struct iovec iov[2] = {
-        { o->data, o->len }, { (void *)(uintptr_t)data, len }
-    };
-    bool skip = o->len == 0, ok;
+    struct nbd_stream *s = l->stream;
+    bool ok;
 
-    o->len = 0;
-    if (skip && !len)
-        return true;
     pthread_mutex_lock(&l->sending);
     if (!l->broken &&
-        !l->stream->send(l->stream, iov + skip, (len ? 2 : 1) - skip))
+        !(piped ? s->send_pipe(s, iov, n, o->pipe[0], piped)
+                : s->send(s, iov, n)))
         give_up(l);
     ok = !l->broken;
     pthread_mutex_unlock(&l->sending);
     return ok;
+}
+
+bool nbd_out_send_with(struct nbd_out *o, const void *data, size_t len)
+{
+    struct iovec iov[2] = {
+        { o->data, o->len }, { (void *)(uintptr_t)data, len }
+    };
+    bool skip = o->len == 0;
+
+    o->len = 0;
+    if (skip && !len)
+        return true;
+    return send_all(o, iov + skip, (len ? 2 : 1) - skip, 0);
 }
 
 bool nbd_out_flush(struct nbd_out *o)
@@ -64,6 +84,54 @@ uint8_t *nbd_out_room(struct nbd_out *o, size_t n)
     if (n > NBD_OUT_SIZE - o->len && !nbd_out_flush(o))
         return NULL;
     return o->data + o->len;
+}
+
+/* ---- the pipe ---------------------------------------------------------- */
+
+enum { PIPE_ROOM = 1 << 20 };   /* what Linux gives to anybody */
+
+static bool open_pipe(struct nbd_out *o)
+{
+    int room;
+
+    if (pipe2(o->pipe, O_CLOEXEC) < 0) {
+        o->pipe[0] = o->pipe[1] = -1;
+        return false;
+    }
+    room = fcntl(o->pipe[1], F_SETPIPE_SZ, PIPE_ROOM);
+    if (room < 0)
+        room = fcntl(o->pipe[1], F_GETPIPE_SZ);
+    o->pipe_room = room < 0 ? 0 : (size_t)room;
+    return true;
+}
+
+int nbd_out_pipe(struct nbd_out *o, size_t len)
+{
+    if (!o->link->stream->send_pipe || len > PIPE_ROOM ||
+        (o->pipe[0] < 0 && !open_pipe(o)))
+        return -1;
+    return len <= o->pipe_room ? o->pipe[1] : -1;
+}
+
+void nbd_out_drop_pipe(struct nbd_out *o)
+{
+    if (o->pipe[0] < 0)
+        return;
+    close(o->pipe[0]);
+    close(o->pipe[1]);
+    o->pipe[0] = o->pipe[1] = -1;
+}
+
+bool nbd_out_send_pipe(struct nbd_out *o, size_t len)
+{
+    struct iovec iov = { o->data, o->len };
+    bool ok;
+
+    o->len = 0;
+    ok = send_all(o, &iov, 1, len);
+    if (!ok)
+        nbd_out_drop_pipe(o);
+    return ok;
 }
 
 /* ---- replies ----------------------------------------------------------- */

@@ -36,9 +36,18 @@ struct nbd_out {
     struct nbd_link *link;
     uint8_t *data;              /* NBD_OUT_SIZE */
     size_t len;
+    int pipe[2];                /* for pages on their way; -1 = none */
+    size_t pipe_room;           /* bytes, if they begin with a page */
 };
 
 bool nbd_out_init(struct nbd_out *, struct nbd_link *);
+void nbd_out_end(struct nbd_out *);
+/* The end of an empty pipe that takes len bytes, or -1. */
+int nbd_out_pipe(struct nbd_out *, size_t len);
+/* What is in the pipe is not wanted. */
+void nbd_out_drop_pipe(struct nbd_out *);
+/* Sends what has gathered, and len bytes that the pipe holds behind it. */
+bool nbd_out_send_pipe(struct nbd_out *, size_t len);
 bool nbd_out_flush(struct nbd_out *);
 /* Sends what has gathered, and len bytes of data behind it. */
 bool nbd_out_send_with(struct nbd_out *, const void *data, size_t len);

@@ -331,7 +331,7 @@ static bool begin(struct session *s, struct nbd_service *service,
 static void end(struct session *s)
 {
     free(s->in);
-    free(s->out.data);
+    nbd_out_end(&s->out);
     nbd_link_destroy(&s->link);
 }
 

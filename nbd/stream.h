@@ -12,6 +12,10 @@ struct nbd_stream {
     ssize_t (*recv)(struct nbd_stream *, void *buf, size_t len);
     /* All of it, or false.  Changes iov. */
     bool (*send)(struct nbd_stream *, struct iovec *iov, int n);
+    /* The same, then len bytes out of a pipe that holds them; NULL = it
+     * cannot. */
+    bool (*send_pipe)(struct nbd_stream *, struct iovec *iov, int n, int pipe,
+                      size_t len);
     int fd;
     int64_t deadline;           /* nbd_now() at which waiting ends; 0 = never */
     void *tls;                  /* tls.c's own */

@@ -380,6 +380,7 @@ static void secure(struct nbd_stream *s, struct conn *c)
     s->tls = c;
     s->recv = tls_recv;
     s->send = tls_send;
+    s->send_pipe = NULL;
 }
 
 void nbd_tls_end(struct nbd_stream *s)

@@ -7,6 +7,8 @@
 #include "work.h"
 
 enum {
+    SPLICE_MIN = 64 << 10,      /* in reads at least this long, copying costs
+                                   more than handling pages */
     LOOK_FOR_HOLES = 64 << 10,  /* in reads at least this long */
     MAX_EXTENTS = 8192          /* in one reply to BLOCK_STATUS */
 };
@@ -34,6 +36,20 @@ static int read_disk(struct nbd_out *o, void *buf, size_t len, uint64_t off,
 {
     return now ? nbd_export_read_now(o->link->export, buf, len, off) :
         nbd_export_read(o->link->export, buf, len, off, err);
+}
+
+/* Long reads of what is in the page cache, without copying it.  False: it has
+ * to be copied. */
+static bool fill_pipe(struct nbd_out *o, size_t len, uint64_t off, bool now)
+{
+    int pipe = now && len >= SPLICE_MIN ? nbd_out_pipe(o, len) : -1;
+
+    if (pipe < 0)
+        return false;
+    if (nbd_export_splice_now(o->link->export, pipe, len, off) == 0)
+        return true;
+    nbd_out_drop_pipe(o);
+    return false;
 }
 
 /* Into the reply itself. */
@@ -82,6 +98,18 @@ static enum nbd_progress read_whole(struct nbd_out *o,
     return done;
 }
 
+/* The head of the one piece, and the pages behind it. */
+static enum nbd_progress send_pages(struct nbd_out *o,
+                                    const struct nbd_request *r)
+{
+    uint8_t *p = nbd_out_room(o, NBD_EXT_CHUNK_SIZE + 8);
+
+    if (!p)
+        return NBD_GONE;
+    o->len += nbd_put_data_head(o, p, r);
+    return progress(nbd_out_send_pipe(o, r->len));
+}
+
 static bool chunk_hole(struct nbd_out *o, const struct nbd_request *r,
                        uint64_t off, uint64_t len)
 {
@@ -109,6 +137,11 @@ static bool chunk_data(struct nbd_out *o, const struct nbd_request *r,
         return false;
     head = nbd_put_chunk(o, p, r, 0, NBD_REPLY_OFFSET_DATA, 8 + len);
     nbd_put64(p + head, off);
+    if (fill_pipe(o, len, off, now)) {
+        o->len += head + 8;
+        *ret = 0;
+        return nbd_out_send_pipe(o, len);
+    }
     *ret = read_disk(o, p + head + 8, len, off, now, err);
     if (*ret == 0)
         o->len += head + 8 + len;
@@ -157,6 +190,8 @@ static enum nbd_progress do_read(struct nbd_out *o, struct nbd_work *w,
         return progress(nbd_reply_done(o, r));
     if (in_pieces(o->link, r))
         return read_pieces(o, w, now);
+    if (fill_pipe(o, r->len, r->off, now))
+        return send_pages(o, r);
     if (r->len <= NBD_PIECE)
         return read_small(o, r, now);
     return read_whole(o, r, now);

@@ -229,6 +229,17 @@ int img_pread_now(struct img_disk *d, void *buf, size_t len, uint64_t off)
     return r;
 }
 
+int img_splice_now(struct img_disk *d, int pipe, size_t len, uint64_t off)
+{
+    int r;
+
+    if (!img_try_read_lock(&d->structure))
+        return -EAGAIN;
+    r = img_io_splice_now(&d->io, pipe, len, off);
+    img_rw_unlock(&d->structure);
+    return r;
+}
+
 int img_pwrite_now(struct img_disk *d, const void *buf, size_t len,
                    uint64_t off)
 {

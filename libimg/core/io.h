@@ -27,6 +27,8 @@ int img_io_read(struct img_io *, unsigned from, const struct iovec *, int n,
  * to be waited for; else -EAGAIN. */
 int img_io_read_now(struct img_io *, const struct iovec *, int n,
                     uint64_t off);
+/* img_splice_now. */
+int img_io_splice_now(struct img_io *, int pipe, size_t len, uint64_t off);
 /* These change layer `to` (0 but for commit), filling from it and below. */
 int img_io_write(struct img_io *, unsigned to, const struct iovec *, int n,
                  uint64_t off, unsigned flags, struct img_error *);

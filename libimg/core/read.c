@@ -196,3 +196,39 @@ int img_io_read_now(struct img_io *io, const struct iovec *iov, int n,
     img_scatter_free(&s);
     return r;
 }
+
+/* May bytes that have left this layer in the shape of its pages be read there
+ * later?  Not where their place may come to hold other guest bytes. */
+static bool places_stay(const struct img_layer *l)
+{
+    return !l->writable || (l->format->reserve && !l->format->publish);
+}
+
+int img_io_splice_now(struct img_io *io, int pipe, size_t len, uint64_t off)
+{
+    bool locking = io->chain->writable;
+    const struct img_layer *l;
+    struct img_cursor c;
+    struct img_range range;
+    struct img_run run;
+    unsigned depth;
+    int r;
+
+    if (!len || !img_inside(off, len, io->chain->layers[0]->size) ||
+        (locking && !img_range_try(&io->ranges, &range, off, len, false)))
+        return -EAGAIN;
+    img_cursor_init(&c, io->chain, 0, off, len, IMG_RUN_CACHED);
+    r = img_cursor_next(&c, &run, &depth, NULL);
+    if (r == 0 && run.kind == IMG_RUN_DATA && run.len == len) {
+        l = io->chain->layers[depth];
+        if (places_stay(l))
+            r = img_file_splice_now(l->files[run.file], pipe, len, run.host);
+        else
+            r = -EAGAIN;
+    } else {
+        r = -EAGAIN;
+    }
+    if (locking)
+        img_range_unlock(&io->ranges, &range);
+    return r;
+}

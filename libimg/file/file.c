@@ -29,6 +29,13 @@ int img_file_preadv_now(struct img_file *file, const struct iovec *iov, int n,
     return file->ops->preadv_now(file, iov, n, off);
 }
 
+int img_file_splice_now(struct img_file *file, int pipe, size_t len,
+                        uint64_t off)
+{
+    return file->ops->splice_now ? file->ops->splice_now(file, pipe, len, off)
+                                 : -EAGAIN;
+}
+
 bool img_file_is_cached(const struct img_file *file)
 {
     return file->ops->preadv_now && file->align <= 1;

@@ -36,6 +36,9 @@ struct img_file_ops {
     /* The same from memory alone: -EAGAIN rather than wait for a device. */
     int (*preadv_now)(struct img_file *, const struct iovec *, int n,
                       uint64_t off);
+    /* The pages themselves into a pipe, if they are in memory and fit: 0, or
+     * -EAGAIN with some of them in the pipe. */
+    int (*splice_now)(struct img_file *, int pipe, size_t len, uint64_t off);
     int (*pwritev)(struct img_file *, const struct iovec *, int n,
                    uint64_t off, struct img_error *);
     /* The range reads as zeros afterwards; -ENOTSUP where only writing
@@ -98,6 +101,11 @@ int img_file_preadv(struct img_file *file, const struct iovec *iov, int n,
 /* Reads only what is in memory already: 0, or -EAGAIN with nothing promised
  * about the buffers. */
 int img_file_preadv_now(struct img_file *file, const struct iovec *iov, int n,
+                        uint64_t off);
+/* Puts the pages with these bytes into a pipe, without copying them: what is
+ * written to them afterwards is seen at its other end.  0, or -EAGAIN, where
+ * some of it may be in the pipe. */
+int img_file_splice_now(struct img_file *file, int pipe, size_t len,
                         uint64_t off);
 /* Do writes end in the page cache, without waiting for a device? */
 bool img_file_is_cached(const struct img_file *file);

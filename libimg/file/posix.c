@@ -23,6 +23,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -276,6 +277,53 @@ static int posix_preadv_now(struct img_file *f, const struct iovec *iov,
     if (r < 0 && (errno == EOPNOTSUPP || errno == ENOSYS))
         without_nowait(f);
     return r >= 0 && (size_t)r == total ? 0 : -EAGAIN;
+}
+
+/* Since Linux 6.5; the C library's headers may be older.  The number is the
+ * same everywhere but on Alpha (the kernel's syscall tables). */
+#if !defined(SYS_cachestat) && !defined(__alpha__)
+#define SYS_cachestat 451
+#endif
+
+/* Is all of it in the page cache?  Older kernels do not say. */
+static bool is_in_cache(struct img_file *f, uint64_t off, size_t len)
+{
+#ifdef SYS_cachestat
+    const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+    uint64_t range[2] = { off, len };
+    uint64_t stat[5] = { 0 };   /* the first: pages in the cache */
+
+    return syscall(SYS_cachestat, f->fd, range, stat, 0) == 0 &&
+           stat[0] >= (off + len - 1) / page - off / page + 1;
+#else
+    return false;
+#endif
+}
+
+static int posix_splice_now(struct img_file *f, int pipe, size_t len,
+                            uint64_t off)
+{
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    off_t at = (off_t)off;
+    size_t done = 0;
+    int room = fcntl(pipe, F_GETPIPE_SZ);
+
+    if (f->align > 1 || off > INT64_MAX - len || room < 0 ||
+        off % page + len > (size_t)room ||
+        (!__atomic_load_n(&f->in_memory, __ATOMIC_RELAXED) &&
+         !is_in_cache(f, off, len)))
+        return -EAGAIN;
+    while (done < len) {
+        ssize_t r = splice(f->fd, &at, pipe, NULL, len - done,
+                           SPLICE_F_NONBLOCK);
+
+        if (r < 0 && errno == EINTR)
+            continue;
+        if (r <= 0)
+            return -EAGAIN;
+        done += (size_t)r;
+    }
+    return 0;
 }
 
 static int posix_pwritev(struct img_file *f, const struct iovec *iov, int n,
@@ -597,7 +645,8 @@ static void posix_close(struct img_file *f)
 
 static const struct img_file_ops posix_ops = {
     .kind = "file", .preadv = posix_preadv,
-    .preadv_now = posix_preadv_now, .pwritev = posix_pwritev,
+    .preadv_now = posix_preadv_now, .splice_now = posix_splice_now,
+    .pwritev = posix_pwritev,
     .zero = posix_zero, .punch = posix_punch, .allocate = posix_allocate,
     .truncate = posix_truncate, .sync = posix_sync, .size = posix_size,
     .extent = posix_extent, .reflink = posix_reflink, .lock = posix_lock,

@@ -5,6 +5,7 @@
 #include "core/disk.h"
 #include "file/file.h"
 
+#include <fcntl.h>
 #include <pthread.h>
 #include <unistd.h>
 
@@ -404,6 +405,64 @@ static void test_without_waiting(void **state)
     assert_ok(img_close(d, &err), err);
 }
 
+/* How many bytes there are in the pipe: these, of the flat array. */
+static void drain(int pipe, uint64_t off, size_t len)
+{
+    static unsigned char buf[SIZE];
+
+    assert_int_equal(read(pipe, buf, sizeof buf), (int)len);
+    assert_memory_equal(buf, flat + off, len);
+}
+
+/* Pages leave only where their place cannot come to hold other bytes. */
+static void test_pages(void **state)
+{
+    struct img_range range;
+    struct img_disk *d;
+    int p[2];
+
+    make_chain(8);
+    assert_int_equal(pipe(p), 0);
+    d = open_as("raw", "raw", IMG_OPEN_WRITE | IMG_OPEN_NO_SYNC);
+    assert_int_equal(img_splice_now(d, p[1], 8192, 20480), 0);
+    drain(p[0], 20480, 8192);
+    assert_int_equal(img_splice_now(d, p[1], 1000, 22001), 0);
+    drain(p[0], 22001, 1000);
+    img_range_lock(&d->io.ranges, &range, 22500, 1, true);
+    assert_int_equal(img_splice_now(d, p[1], 1000, 22001), -EAGAIN);
+    img_range_unlock(&d->io.ranges, &range);
+    assert_int_equal(img_splice_now(d, p[1], 0, 0), -EAGAIN);
+    assert_int_equal(img_splice_now(d, p[1], 2, RAW_SIZE - 1), -EAGAIN);
+    assert_int_equal(img_splice_now(d, p[0], 512, 0), -EAGAIN);
+    assert_int_equal(fcntl(p[1], F_SETPIPE_SZ, 4096), 4096);
+    assert_int_equal(img_splice_now(d, p[1], 4096, 20480), 0);
+    drain(p[0], 20480, 4096);
+    assert_int_equal(img_splice_now(d, p[1], 4096, 20481), -EAGAIN);
+    assert_ok(img_close(d, &err), err);
+
+    d = reopen("top", IMG_OPEN_WRITE);
+    check_all(d);               /* which learns where everything is */
+    assert_int_equal(img_splice_now(d, p[1], 512, 2048), 0);    /* raw */
+    drain(p[0], 2048, 512);
+    assert_int_equal(img_splice_now(d, p[1], 4, 5001), 0);      /* middle */
+    drain(p[0], 5001, 4);
+    assert_int_equal(img_splice_now(d, p[1], 16, 9000), -EAGAIN);  /* zeros */
+    assert_true(fcntl(p[1], F_SETPIPE_SZ, 65536) >= 65536);
+    assert_int_equal(img_splice_now(d, p[1], 2000, 3000), -EAGAIN);
+    assert_ok(img_pwrite(d, "top", 3, 2048, 0, &err), err);
+    memcpy(flat + 2048, "top", 3);
+    assert_int_equal(img_splice_now(d, p[1], 512, 2048), -EAGAIN);
+    check_all(d);
+    assert_ok(img_close(d, &err), err);
+    d = reopen("top", 0);
+    check_all(d);
+    assert_int_equal(img_splice_now(d, p[1], 512, 2048), 0);
+    drain(p[0], 2048, 512);
+    assert_ok(img_close(d, &err), err);
+    close(p[0]);
+    close(p[1]);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -415,6 +474,7 @@ int main(void)
         cmocka_unit_test(test_lower_layer),
         cmocka_unit_test(test_places),
         cmocka_unit_test(test_without_waiting),
+        cmocka_unit_test(test_pages),
     };
 
     return cmocka_run_group_tests(tests, folder_set_up, folder_tear_down);
