@@ -96,8 +96,11 @@ fresh
 
 # The server.
 for c in 'write -s qcow2 0 512' 'write -s qcow2 0 512k' 'write -s text 0 1k'; do
-    vimg-nbd -k "$tmp/sock" --fork g.raw 2>/dev/null
+    vimg-nbd -k "$tmp/sock" --pid-file="$tmp/pid" --fork g.raw 2>/dev/null
     qemu-io -f raw -c "$c" "nbd+unix:///?socket=$tmp/sock" >out 2>&1 || true
+    while [ -e pid ]; do        # it goes with its client, and the lock
+        sleep 0.02
+    done
     grep -q 'Operation not permitted' out || { cat out >&2; die "NBD: $c"; }
     kept "NBD: $c"
     rm -f sock

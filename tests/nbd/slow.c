@@ -1,10 +1,11 @@
 /* A slow request does not hold up those that come behind it on the same
  * connection.
  *
- *   slow SOCKET structured|simple
- *   slow SOCKET stop PID
+ *   slow SOCKET structured|simple GATE
+ *   slow SOCKET stop GATE PID
  *   slow SOCKET order
- * The export is slow from its middle on: everything there takes 0.3 s.
+ * The export is slow from its middle on: everything there waits until there is
+ * a file GATE.
  * For each kind of request one of those is sent, and then a read of the first
  * bytes: its reply must come first.
  *
@@ -15,6 +16,7 @@
  * not, the last chunk comes last.  The export is a qcow2 of 64 KiB clusters;
  * every second one is compressed, the others are holes.
  */
+#include <fcntl.h>
 #include <signal.h>
 #include "raw.h"
 
@@ -64,7 +66,18 @@ static uint64_t simple_reply(int fd, uint32_t slow_read)
     return cookie;
 }
 
-static void stop(const char *path, pid_t server)
+/* The slow half waits for this file, so that it is the test that says which
+ * request is done first. */
+static void open_gate(const char *gate)
+{
+    int fd = open(gate, O_WRONLY | O_CREAT, 0600);
+
+    if (fd < 0)
+        FAIL("%s: %s", gate, strerror(errno));
+    close(fd);
+}
+
+static void stop(const char *path, const char *gate, pid_t server)
 {
     static uint8_t data[4096];
     int fd = raw_go(path, 0);
@@ -78,6 +91,7 @@ static void stop(const char *path, pid_t server)
         FAIL("the slow write came first");
     if (kill(server, SIGTERM) < 0)
         FAIL("kill: %s", strerror(errno));
+    open_gate(gate);
     if (raw_simple(fd, &cookie) != 0 || cookie != 1)
         FAIL("the write under way was not answered");
     if (raw_recv(fd, &b, 1))
@@ -167,14 +181,14 @@ int main(int argc, char **argv)
     bool structured;
     int fd;
 
-    if (argc < 3)
-        FAIL("slow SOCKET structured|simple");
-    if (!strcmp(argv[2], "stop") && argc == 4) {
-        stop(argv[1], (pid_t)atoi(argv[3]));
+    if (argc == 3 && !strcmp(argv[2], "order")) {
+        order(argv[1]);
         return 0;
     }
-    if (!strcmp(argv[2], "order")) {
-        order(argv[1]);
+    if (argc < 4)
+        FAIL("slow SOCKET structured|simple|stop GATE [PID]");
+    if (!strcmp(argv[2], "stop") && argc == 5) {
+        stop(argv[1], argv[3], (pid_t)atoi(argv[4]));
         return 0;
     }
     structured = !strcmp(argv[2], "structured");
@@ -202,10 +216,12 @@ int main(int argc, char **argv)
             raw_send(fd, data, slow[i].len);
         raw_request(fd, 0, NBD_CMD_READ, FAST, 0, 512);
         first = structured ? structured_reply(fd) : simple_reply(fd, reads);
+        open_gate(argv[3]);
         second = structured ? structured_reply(fd) : simple_reply(fd, reads);
         if (first != FAST || second != i)
             FAIL("request %u (type %u): the replies came as %u, %u", i,
                  slow[i].type, (unsigned)first, (unsigned)second);
+        unlink(argv[3]);
     }
     raw_request(fd, 0, NBD_CMD_DISC, 0, 0, 0);
     return 0;

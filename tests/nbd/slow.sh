@@ -10,19 +10,29 @@ nbdkit --dump-plugin eval >/dev/null 2>&1 || skip "nbdkit has no eval plugin"
 vimg info nbd+unix:///?socket=/nonexistent 2>&1 | grep -q "without libnbd" &&
     skip "built without libnbd"
 
-late='if [ "$4" -ge 33554432 ]; then sleep 0.3; fi'
+# The second half waits for a file that the test makes, 20 seconds at most.
+cat >"$tmp/wait" <<EOF
+#!/bin/sh
+n=0
+while [ ! -e "$tmp/gate" ] && [ \$n -lt 400 ]; do
+    n=\$((n + 1))
+    sleep 0.05
+done
+EOF
+chmod +x "$tmp/wait"
+late="[ \"\$4\" -lt 33554432 ] || '$tmp/wait'"
 nbdkit -U "$tmp/kit.sock" -P "$tmp/kit.pid" eval \
     thread_model='echo parallel' get_size='echo 64M' can_write=true \
     can_flush=true can_zero=true can_fua='echo native' can_extents=true \
     pread="$late
         dd if=/dev/zero bs=\"\$3\" count=1 status=none" \
-    pwrite="$late; cat >/dev/null" flush='sleep 0.3' zero="$late" \
+    pwrite="$late; cat >/dev/null" flush="'$tmp/wait'" zero="$late" \
     extents="$late; echo \"\$4\" \"\$3\" 0" || die "nbdkit"
 uri="nbd+unix:///?socket=$tmp/kit.sock"
 serve -e 0 -f raw "$uri"
-"$slow" "$sock" structured
-"$slow" "$sock" simple
-"$slow" "$sock" stop "$(cat "$pidfile")"
+"$slow" "$sock" structured "$tmp/gate"
+"$slow" "$sock" simple "$tmp/gate"
+"$slow" "$sock" stop "$tmp/gate" "$(cat "$pidfile")"
 n=0
 while [ -e "$pidfile" ]; do     # it goes when all is closed
     n=$((n + 1))
