@@ -170,6 +170,23 @@ quiet vimg io -f vmdk -c 'read -P 3 1M 1M' -c 'read -P 4 2M 64k' -c 'read -P 0 5
 ! grep failed log || die "a long descriptor has overwritten tables"
 quiet qemu-io -f vmdk -r -c 'read -P 3 1M 1M' r.vmdk
 
+# QEMU writes a shorter content ID and leaves the end of the longer text behind
+# the new one's NUL.  The next first write needs that room again.
+quiet vimg create -f vmdk -o cid=12345678 q.vmdk 1M
+python3 - <<'P'
+with open('q.vmdk', 'r+b') as f:
+    f.seek(512)
+    old = f.read(10240)
+    text = old[:old.index(0)]
+    new = text.replace(b'CID=12345678', b'CID=12345', 1)
+    f.seek(512)
+    f.write(new + b'\0' + old[len(new) + 1:])
+P
+quiet vimg io -f vmdk -c 'write -P 4 0 64k' q.vmdk
+! grep -q failed log || die "what QEMU leaves behind a shorter content ID"
+quiet qemu-io -f vmdk -r -c 'read -P 4 0 64k' q.vmdk
+! grep -q failed log || die "what QEMU leaves behind a shorter content ID"
+
 # Content IDs are hexadecimal digits and nothing else.
 for v in -1 +1 0x12 ' 12' '12 ' 123456789 g; do
 	fails vimg create -f vmdk -o "cid=$v" n.vmdk 1M

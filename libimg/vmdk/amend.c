@@ -12,14 +12,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Only what held the text before, and zeros behind it, is written over: what
- * the header calls the descriptor's room may hold tables and grains all the
- * same. */
+/* Only the sectors that held the text before, and zeros behind them, are
+ * written over: what the header calls the descriptor's room may hold tables
+ * and grains all the same.  In the text's own last sector there may be the rest
+ * of a longer one: QEMU ends the new one with a NUL. */
 static int store_embedded(struct img_layer *layer, const char *text,
                           size_t len, struct img_error *err)
 {
     struct vmdk_state *st = layer->state;
-    size_t room = (size_t)st->text_room, had, end;
+    size_t room = (size_t)st->text_room, had, end, own;
     img_autofree char *buf = NULL;
     int r;
 
@@ -33,10 +34,11 @@ static int store_embedded(struct img_layer *layer, const char *text,
     if (r)
         return r;
     had = strnlen(buf, room);
-    if (len > had && !img_is_zero(buf + had, len + 1 - had))
+    own = (size_t)IMG_MIN(img_round_up(had + 1, VMDK_SECTOR), (uint64_t)room);
+    if (len >= own && !img_is_zero(buf + own, len + 1 - own))
         return img_fail(err, ENOSPC, "%s: the descriptor needs %zu bytes, "
-                        "something else begins %zu bytes behind it",
-                        layer->path, len + 1, had);
+                        "something else begins after %zu",
+                        layer->path, len + 1, own);
     end = IMG_MAX(len + 1, had);
     memset(buf, 0, end);
     memcpy(buf, text, len);
