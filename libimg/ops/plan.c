@@ -17,7 +17,7 @@ int img_plan_make(struct img_copy *c, struct img_pace *pace,
                   struct img_runs *plan, struct img_error *err)
 {
     enum img_content what;
-    uint64_t end;
+    uint64_t end = 0;
     int r = 0;
 
     for (uint64_t off = 0; r == 0 && off < c->source.size; off = end) {

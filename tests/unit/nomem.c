@@ -15,6 +15,13 @@
 
 enum { LEN = 65536, ROOM = LEN + 1024 };
 
+/* A sanitizer has its own malloc: there the operations only work. */
+#ifdef SHIM_SANITIZED
+#define FAILS false
+#else
+#define FAILS true
+#endif
+
 static uint8_t plain[LEN], packed[ROOM], out[LEN];
 static size_t packed_len = ROOM;
 static struct img_file *mem;
@@ -51,7 +58,7 @@ static void each(const char *name, operation *op, int arg)
                      n, (long)shim_blocks - blocks);
     }
     assert_ok(r, err);
-    if (!refused)
+    if (!refused && FAILS)
         fail_msg("%s(%d) never refused: %ld allocations", name, arg, n - 1);
 }
 
@@ -300,9 +307,6 @@ int main(void)
     struct img_error err;
     int r;
 
-#ifdef SHIM_SANITIZED
-    return 77;                  /* it has its own malloc */
-#endif
     for (unsigned i = 0; i < LEN; i++)
         plain[i] = (uint8_t)(i / 64 * 3 + i % 13);
     if (img_file_in_memory("mem", &mem, &err) < 0)
