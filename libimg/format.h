@@ -104,10 +104,8 @@ struct img_run {
 enum {
     IMG_RUN_EXACT = 1,          /* ask the file system for holes too */
     IMG_RUN_CACHED = 2,         /* -EAGAIN rather than read metadata */
-    IMG_RUN_PLACES = 4,         /* host of ABSENT: the place that waits for
+    IMG_RUN_PLACES = 4          /* host of ABSENT: the place that waits for
                                    it, or ~0; else it says nothing */
-    IMG_RUN_PASSING = 8         /* when the answer reaches the end of what was
-                                   asked, its tables are hardly wanted again */
 };
 
 /* Question and answer of reserve: where the next bytes of a write go. */
@@ -281,6 +279,9 @@ struct img_format {
                  struct img_error *);
 
     bool tells_places;          /* map heeds IMG_RUN_PLACES */
+    /* A walk has come past this range; the tables whose part of the disk ends
+     * there are hardly wanted again.  NULL = has none, or keeps them. */
+    void (*passed)(struct img_layer *, uint64_t off, uint64_t len);
     /* Asked EXACT: may what map says is data be a hole of the file?  Then
      * whoever asks looks there.  NULL = map itself looks. */
     bool (*may_be_sparse)(struct img_layer *);

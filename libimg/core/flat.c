@@ -63,11 +63,15 @@ struct img_flat *img_flat_new(struct img_chain *c, uint64_t budget)
     if (c->n < LAYERS_MIN)
         return NULL;
     for (unsigned d = 1; d < c->n; d++) {
-        if (c->layers[d]->writable)
+        const struct img_layer *l = c->layers[d];
+
+        if (l->writable)
             return NULL;
-        bits = IMG_MIN(bits, c->layers[d]->cluster_bits);
-        if (c->layers[d]->block)
-            bits = IMG_MIN(bits, img_log2(c->layers[d]->block));
+        if (!l->format->publish)
+            continue;           /* raw: one run, whatever its blocks are */
+        bits = IMG_MIN(bits, l->cluster_bits);
+        if (l->block)
+            bits = IMG_MIN(bits, img_log2(l->block));
     }
     f = calloc(1, sizeof *f);
     if (!f)
@@ -182,7 +186,7 @@ static bool paint_layer(struct canvas *c, struct img_layer *l, unsigned depth)
         struct img_run run;
 
         off = IMG_MAX(off, c->gaps[i].off);
-        if (img_layer_ask(l, off, end - off, IMG_RUN_PASSING, &run, NULL) < 0)
+        if (img_layer_ask(l, off, end - off, 0, &run, NULL) < 0)
             return false;
         off += run.len;
         if (run.kind == IMG_RUN_ABSENT && run.off == c->gaps[0].off &&
@@ -199,9 +203,16 @@ static bool paint_layer(struct canvas *c, struct img_layer *l, unsigned depth)
 
 static bool paint(struct canvas *c, struct img_chain *chain)
 {
-    for (unsigned d = 1; d < chain->n && c->n_gaps; d++)
-        if (!paint_layer(c, chain->layers[d], d))
+    uint64_t off = c->gaps[0].off, len = c->gaps[0].end - off;
+
+    for (unsigned d = 1; d < chain->n && c->n_gaps; d++) {
+        struct img_layer *l = chain->layers[d];
+
+        if (!paint_layer(c, l, d))
             return false;
+        if (l->format->passed)
+            l->format->passed(l, off, len);
+    }
     for (unsigned i = 0; i < c->n_gaps; i++) {
         struct img_run run = {
             .off = c->gaps[i].off, .len = c->gaps[i].end - c->gaps[i].off,

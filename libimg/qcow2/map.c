@@ -146,13 +146,26 @@ static int map(struct qcow2 *q, uint64_t off, uint64_t len, unsigned flags,
         return 0;
     }
     r = map_slice(q, &c, off, len, flags, run, err);
-    end = (c.cluster + c.left) << q->cluster_bits;
-    if (r == 0 && (flags & IMG_RUN_PASSING) &&
-        off + run->len >= IMG_MIN(end, off + len))
-        img_tcache_put_last(q->tables, c.slice);
-    else
-        img_qcow2_cursor_put(q, &c);
+    img_qcow2_cursor_put(q, &c);
     return r;
+}
+
+/* Slices of L2 tables that end in this range. */
+void img_qcow2_passed(struct img_layer *layer, uint64_t off, uint64_t len)
+{
+    struct qcow2 *q = img_qcow2_of(layer);
+    uint64_t reach = ((UINT64_C(1) << q->slice_bits) / q->entry_size)
+                     << q->cluster_bits;
+
+    img_lock(&q->lock);
+    for (uint64_t at = img_round_down(off, reach); at + reach <= off + len;
+         at += reach) {
+        struct qcow2_cursor c;
+
+        if (img_qcow2_cursor_get(q, at, 1, true, &c, NULL) == 0 && c.slice)
+            img_tcache_put_last(q->tables, c.slice);
+    }
+    img_unlock(&q->lock);
 }
 
 /* ---- holes of the file ------------------------------------------------- */

@@ -538,7 +538,7 @@ const struct img_format img_qcow2 = {
     .probe = qcow2_probe, .peek = qcow2_peek, .open = qcow2_open,
     .finish = qcow2_finish, .close = qcow2_close,
     .create = img_qcow2_create, .codec = qcow2_codec, .map = img_qcow2_map,
-    .may_be_sparse = img_qcow2_may_be_sparse,
+    .may_be_sparse = img_qcow2_may_be_sparse, .passed = img_qcow2_passed,
     .reserve = img_qcow2_reserve, .publish = img_qcow2_publish,
     .abandon = img_qcow2_abandon, .unmap = img_qcow2_unmap,
     .sync = img_qcow2_sync, .touch = img_qcow2_touch,

@@ -430,6 +430,7 @@ int img_qcow2_lower_version(struct qcow2 *q, const struct img_job *job,
 
 /* ---- the format's hooks ---- */
 bool img_qcow2_may_be_sparse(struct img_layer *);
+void img_qcow2_passed(struct img_layer *, uint64_t off, uint64_t len);
 int img_qcow2_map(struct img_layer *, uint64_t off, uint64_t len,
                   unsigned flags, struct img_run *, struct img_error *);
 int img_qcow2_reserve(struct img_layer *, const struct img_want *,
