@@ -212,8 +212,9 @@ static void test_team(void **state)
     shim_fault = &f;
     r = img_team_run(NULL, 4, 1, one_step, &n, &err);
     shim_fault = NULL;
-    assert_int_equal(r, -ENOMEM);
-    assert_int_equal(n, 0);
+    assert_int_equal(r, FAILS ? -ENOMEM : 0);
+    assert_int_equal(n, FAILS ? 0 : 4);
+    n = 0;
     assert_ok(img_team_run(NULL, 4, 1, one_step, &n, &err), err);
     assert_int_equal(n, 4);
 }
