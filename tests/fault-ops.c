@@ -12,7 +12,6 @@
 #include "crash.h"
 #include "shim.h"
 
-#include <dirent.h>
 #include <errno.h>
 
 static struct model steps[MAX_STEPS];
@@ -36,18 +35,6 @@ static const struct kind {
     { "a part", { .kinds = SHIM_READ | SHIM_WRITE }, true },
     { "no memory", { .kinds = SHIM_MEMORY, .code = ENOMEM }, false },
 };
-
-static int open_descriptors(void)
-{
-    DIR *d = opendir("/proc/self/fd");
-    int n = 0;
-
-    while (d && readdir(d))
-        n++;
-    if (d)
-        closedir(d);
-    return n;
-}
 
 struct run {
     const struct config *c;
@@ -177,14 +164,14 @@ static bool one_run(const struct run *run, const struct saved *saved,
     w.serial = 10;
     w.m = *first;
     restore_images(dir, saved);
-    files = open_descriptors();
+    files = shim_descriptors();
     blocks = shim_blocks;
     atomic_store(&fault.left, run->n);
     assert_ok(open_work(&w), w.err);
     perform(run, &w, &fault, &h);
     if (shim_blocks != blocks)
         wrong(run, "memory is not freed");
-    if (open_descriptors() != files)
+    if (shim_descriptors() != files)
         wrong(run, "a descriptor is left open");
     what = judge_images(run->c, dir, &h);
     if (what)

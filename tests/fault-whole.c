@@ -205,18 +205,6 @@ static bool is_as(const struct folder *f, int i)
     return n == 0 && at == f->files[i].len;
 }
 
-static int open_descriptors(void)
-{
-    DIR *d = opendir("/proc/self/fd");
-    int n = 0;
-
-    while (d && readdir(d))
-        n++;
-    if (d)
-        closedir(d);
-    return n;
-}
-
 /* ---- views ------------------------------------------------------------- */
 
 /* Extents of other images are looked at with those. */
@@ -515,7 +503,7 @@ static bool one_run(const struct run *run)
     long blocks;
 
     restore(&stages[0].folder);
-    files = open_descriptors();
+    files = shim_descriptors();
     blocks = shim_blocks;
     snprintf(fault_run, sizeof fault_run, "%s, %s %ld", run->recipe->name,
              run->kind->name, run->n);
@@ -526,7 +514,7 @@ static bool one_run(const struct run *run)
     if (shim_blocks != blocks)
         wrong("%ld blocks of memory are not freed",
               (long)shim_blocks - blocks);
-    if (open_descriptors() != files)
+    if (shim_descriptors() != files)
         wrong("a descriptor is left open");
     judge_error(run, r, fault.failed, &err);
     if (r == refusal && told_now != result && 

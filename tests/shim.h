@@ -47,6 +47,8 @@ extern struct record *shim_record;
 /* Blocks of memory that are in use; unchanging under a sanitizer, which has
  * its own malloc. */
 extern atomic_long shim_blocks;
+/* Descriptors of this process: one that is kept shows. */
+int shim_descriptors(void);
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define SHIM_SANITIZED 1
