@@ -10,13 +10,6 @@
 
 enum { K = 1024, M = 1024 * K };
 
-static char warned[512];
-
-static void warn(void *opaque, const char *message)
-{
-    snprintf(warned, sizeof warned, "%s", message);
-}
-
 /* A new disk of 1 MiB, full of what seed says where data is set. */
 static void put(const char *name, const char *format, uint64_t size,
                 unsigned char seed)
@@ -535,109 +528,6 @@ static void test_measure(void **state)
     assert_ok(img_close(d, &err), err);
 }
 
-static void test_bitmaps(void **state)
-{
-    struct img_convert_options o = IMG_CONVERT_OPTIONS;
-    struct img_create_options c = IMG_CREATE_OPTIONS;
-    struct img_disk *a, *b, *raw;
-    struct img_extent e;
-
-    put("a", "qcow2", M, 0);
-    put("b", "qcow2", M / 2, 0);
-    put("raw", "raw", M, 0);
-    a = open_as("a", "qcow2", IMG_OPEN_WRITE);
-    b = open_as("b", "qcow2", 0);
-    raw = open_as("raw", "raw", IMG_OPEN_WRITE);
-    assert_int_equal(img_bitmap_edit(raw, "x", IMG_BITMAP_ADD, 0, &err),
-                     -ENOTSUP);
-    assert_says("format raw has no bitmaps");
-    assert_int_equal(img_bitmap_edit(b, "x", IMG_BITMAP_ADD, 0, &err),
-                     -EROFS);
-    assert_says("not open for writing");
-    assert_ok(img_bitmap_edit(a, "x", IMG_BITMAP_ADD, 65536, &err), err);
-    assert_ok(img_bitmap_edit(a, "y", IMG_BITMAP_ADD, 65536, &err), err);
-    assert_ok(img_pwrite(a, "x", 1, 200 * K, 0, &err), err);
-    assert_ok(img_bitmap_edit(a, "x", IMG_BITMAP_DISABLE, 0, &err), err);
-    assert_ok(img_bitmap_map(a, "x", 0, M, &e, &err), err);
-    assert_true(!e.dirty && e.len == 192 * K);
-    assert_ok(img_bitmap_map(a, "x", 192 * K, M - 192 * K, &e, &err), err);
-    assert_true(e.dirty && e.len == 64 * K && e.off == 192 * K);
-    assert_int_equal(img_bitmap_map(a, "x", 0, 0, &e, &err), -EINVAL);
-    assert_int_equal(img_bitmap_map(a, "x", M, 1, &e, &err), -EINVAL);
-    assert_says("not inside");
-    assert_int_equal(img_bitmap_map(raw, "x", 0, 1, &e, &err), -ENOTSUP);
-    assert_true(img_bitmap_map(a, "none", 0, 1, &e, &err) < 0);
-    assert_int_equal(img_bitmap_merge(raw, "x", a, "x", &err), -ENOTSUP);
-    assert_int_equal(img_bitmap_merge(a, "x", raw, "x", &err), -ENOTSUP);
-    assert_int_equal(img_bitmap_merge(b, "x", a, "x", &err), -EROFS);
-    img_close(b, NULL);
-    b = open_as("b", "qcow2", IMG_OPEN_WRITE);
-    assert_int_equal(img_bitmap_merge(b, "x", a, "x", &err), -EINVAL);
-    assert_says("is smaller than");
-    assert_ok(img_bitmap_merge(a, "y", a, "x", &err), err);
-
-    /* The copy has both, and knows which one records no more. */
-    o.create = &c;
-    o.bitmaps = true;
-    c.format = "qcow2";
-    assert_ok(img_convert(&a, 1, in_folder("to"), &o, NULL, &err), err);
-    assert_int_equal(img_convert(&raw, 1, in_folder("to2"), &o, NULL, &err),
-                     -ENOTSUP);
-    assert_says("has no bitmaps");
-    img_close(b, NULL);
-    b = open_as("to", "qcow2", IMG_OPEN_WRITE);
-    assert_ok(img_pwrite(b, "x", 1, 0, 0, &err), err);
-    assert_ok(img_bitmap_map(b, "x", 0, M, &e, &err), err);
-    assert_true(!e.dirty && e.len == 192 * K);
-    assert_ok(img_bitmap_map(b, "y", 0, M, &e, &err), err);
-    assert_true(e.dirty && e.len == 64 * K);
-    img_close(b, NULL);
-    img_close(a, NULL);
-    img_close(raw, NULL);
-}
-
-/* A bitmap that a killed QEMU left in use. */
-static void test_broken_bitmap(void **state)
-{
-    struct img_convert_options o = IMG_CONVERT_OPTIONS;
-    struct img_create_options c = IMG_CREATE_OPTIONS;
-    struct img_disk *d = NULL;
-    struct img_info *info;
-    struct img_measure m;
-    char cmd[400];
-
-    put("a", "qcow2", M, 0);
-    d = open_as("a", "qcow2", IMG_OPEN_WRITE);
-    assert_ok(img_bitmap_edit(d, "x", IMG_BITMAP_ADD, 65536, &err), err);
-    assert_ok(img_close(d, &err), err);
-    snprintf(cmd, sizeof cmd, "cd %s && command -v qemu-io >/dev/null && "
-             "(qemu-io -f qcow2 -c 'write 0 1' -c abort a "
-             ">/dev/null 2>&1 || true)", folder);
-    if (system(cmd) != 0)
-        skip();
-    o.create = &c;
-    o.bitmaps = true;
-    o.warn = warn;
-    c.format = "qcow2";
-    d = open_as("a", "qcow2", 0);
-    assert_int_equal(img_convert(&d, 1, in_folder("to"), &o, NULL, &err),
-                     -EINVAL);
-    assert_says("bitmap 'x' is inconsistent");
-    o.skip_broken_bitmaps = true;
-    assert_ok(img_convert(&d, 1, in_folder("to"), &o, NULL, &err), err);
-    assert_non_null(strstr(warned, "leaving out inconsistent bitmap 'x'"));
-    o.warn = NULL;
-    assert_ok(img_convert(&d, 1, in_folder("to"), &o, NULL, &err), err);
-    assert_ok(img_measure(d, &c, &m, &err), err);
-    assert_true(m.has_bitmaps && m.bitmaps == 0);
-    img_close(d, NULL);
-    d = open_as("to", "qcow2", 0);
-    assert_ok(img_info_get(d, &info, &err), err);
-    assert_int_equal(info->n_bitmaps, 0);
-    img_info_free(info);
-    img_close(d, NULL);
-}
-
 static void test_rebase_and_amend(void **state)
 {
     struct img_rebase_options o = IMG_REBASE_OPTIONS;
@@ -800,7 +690,6 @@ int main(void)
         cmocka_unit_test(test_larger), cmocka_unit_test(test_many),
         cmocka_unit_test(test_sparse), cmocka_unit_test(test_copy),
         cmocka_unit_test(test_packed_below), cmocka_unit_test(test_measure),
-        cmocka_unit_test(test_bitmaps), cmocka_unit_test(test_broken_bitmap),
         cmocka_unit_test(test_rebase_and_amend),
         cmocka_unit_test(test_commit), cmocka_unit_test(test_check),
         cmocka_unit_test(test_resize), cmocka_unit_test(test_compare),
