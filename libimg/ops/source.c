@@ -137,6 +137,8 @@ int img_source_map(const struct img_source *s, uint64_t off,
     const struct img_part *p;
     struct img_run run = { 0 };
     struct img_layer *layer;
+    uint64_t start;
+    unsigned depth;
     int r;
 
     *st = (struct img_stretch){ .off = off, .end = UINT64_MAX,
@@ -144,16 +146,20 @@ int img_source_map(const struct img_source *s, uint64_t off,
     if (off >= s->size)
         return 0;
     p = part_at(s, off);
-    st->start = p->start - p->skip;
+    start = p->start - p->skip;
+    st->start = start;
     if (off - p->start >= visible(p)) {
         st->end = p->start + p->size;
         return 0;
     }
-    r = img_chain_map(p->io->chain, p->from, off - st->start,
-                      p->start + visible(p) - off, s->flags, &run,
-                      &st->depth, err);
-    if (r < 0)
+    r = img_chain_map(p->io->chain, p->from, off - start,
+                      p->start + visible(p) - off, s->flags, &run, &depth,
+                      err);
+    if (r < 0) {
+        *st = (struct img_stretch){ 0 };
         return r;
+    }
+    st->depth = depth;
     st->end = off + run.len;
     st->kind = run.kind;
     if (st->depth >= p->io->chain->n)

@@ -45,6 +45,8 @@ int img_source_one(struct img_source *source, struct img_io *io,
 void img_source_cut(struct img_source *source, uint64_t off, uint64_t len);
 void img_source_free(struct img_source *source);
 
+/* After an error the stretch is empty: whoever shares it with other threads
+ * must not take for zeros what could not be looked up. */
 int img_source_map(const struct img_source *source, uint64_t off,
                    struct img_stretch *stretch, struct img_error *err);
 int img_source_read(const struct img_source *source, void *buf, size_t len,

@@ -4,6 +4,7 @@
 #include "tiny.h"
 #include "core/disk.h"
 #include "ops/convert.h"
+#include "ops/copy.h"
 
 #include <errno.h>
 #include <unistd.h>
@@ -154,6 +155,32 @@ static void test_convert(void **state)
     assert_ok(img_close(d, &err), err);
 }
 
+/* What one worker could not look up is not zeros for the next one, who would
+ * write them over what lies below. */
+static void test_claims(void **state)
+{
+    struct img_disk *d = make_disk();
+    struct img_copy c = { .max_depth = 1, .unit = TINY_CLUSTER,
+                          .claim_max = 4 * TINY_CLUSTER };
+    struct img_claim claim;
+
+    assert_ok(img_source_one(&c.source, &d->io, 0, SIZE, &err), err);
+    for (unsigned i = 0; i < 2; i++) {
+        tiny_lie = TINY_MAP_NOTHING;
+        assert_int_equal(img_copy_claim(&c, &claim, &err), -EIO);
+        assert_int_equal(c.now.end, 0);
+        assert_int_equal(img_copy_claim(&c, &claim, &err), -EIO);
+        tiny_lie = TINY_TRUE;
+        assert_ok(img_copy_claim(&c, &claim, &err), err);
+        assert_false(claim.zero);
+        assert_int_equal(claim.off, i * 4 * TINY_CLUSTER);
+        assert_int_equal(claim.len, 4 * TINY_CLUSTER);
+        c.now = (struct img_stretch){ 0 };
+    }
+    img_source_free(&c.source);
+    assert_ok(img_close(d, &err), err);
+}
+
 /* Where a format's answers would mean places beyond 2^63. */
 static void test_far(void **state)
 {
@@ -171,7 +198,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_maps), cmocka_unit_test(test_places),
         cmocka_unit_test(test_unmaps), cmocka_unit_test(test_convert),
-        cmocka_unit_test(test_far),
+        cmocka_unit_test(test_claims), cmocka_unit_test(test_far),
     };
 
     return cmocka_run_group_tests(tests, folder_set_up, folder_tear_down);
