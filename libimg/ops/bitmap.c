@@ -138,11 +138,15 @@ static int copy_one(struct img_layer *from, struct img_layer *to,
 {
     const struct img_bitmap_ops *ops = to->format->bitmaps;
     int r = ops->edit(to, b->name, IMG_BITMAP_ADD, b->granularity, err);
+    bool added = r == 0;
 
     if (r == 0)
         r = merge(to, b->name, from, b->name, err);
     if (r == 0 && !b->enabled)
         r = ops->edit(to, b->name, IMG_BITMAP_DISABLE, 0, err);
+    /* Half of the bits are worse than none. */
+    if (r < 0 && added)
+        ops->edit(to, b->name, IMG_BITMAP_REMOVE, 0, NULL);
     return r;
 }
 

@@ -86,6 +86,7 @@ static int write_in_use(struct qcow2 *q, struct img_error *err)
     struct qcow2_bitmaps *m = q->bitmaps;
     int r = 0;
 
+    m->dirty = true;            /* or those that got it kept it */
     for (uint32_t i = 0; i < m->n && r == 0; i++) {
         struct qcow2_bitmap *b = &m->list[i];
         uint8_t flags[4];
@@ -101,7 +102,7 @@ static int write_in_use(struct qcow2 *q, struct img_error *err)
     if (r == 0)
         r = img_file_sync(q->file, err);
     if (r == 0)
-        m->marked = m->dirty = true;
+        m->marked = true;
     return r;
 }
 
@@ -312,9 +313,12 @@ static int add(struct qcow2 *q, const char *name, uint32_t granularity,
     return 0;
 }
 
+/* *had: the bits that were cleared, malloc'ed. */
 static int edit(struct qcow2 *q, struct qcow2_bitmap *b,
-                enum img_bitmap_verb verb, struct img_error *err)
+                enum img_bitmap_verb verb, uint8_t **had,
+                struct img_error *err)
 {
+    uint8_t *bits;
     int r;
 
     switch (verb) {
@@ -322,7 +326,11 @@ static int edit(struct qcow2 *q, struct qcow2_bitmap *b,
         r = img_qcow2_bitmap_load_bits(q, b, err);
         if (r < 0)
             return r;
-        memset(b->bits, 0, img_div_up(b->n_bits, 8));
+        bits = calloc(1, img_div_up(b->n_bits, 8) + 1);
+        if (!bits)
+            return img_fail_nomem(err);
+        *had = b->bits;
+        b->bits = bits;
         b->changed = true;
         return 0;
     case IMG_BITMAP_ENABLE:
@@ -342,6 +350,7 @@ static int bitmap_edit(struct img_layer *layer, const char *name,
 {
     struct qcow2 *q = img_qcow2_of(layer);
     struct qcow2_bitmap *b = NULL;
+    uint8_t *had = NULL;
     uint32_t flags = 0;
     int r = 0;
 
@@ -356,7 +365,7 @@ static int bitmap_edit(struct img_layer *layer, const char *name,
     } else {
         b = usable(q, name, err);
         flags = b ? b->flags : 0;
-        r = b ? edit(q, b, verb, err) : err ? -err->code : -EINVAL;
+        r = b ? edit(q, b, verb, &had, err) : err ? -err->code : -EINVAL;
     }
     if (r < 0)
         return r;
@@ -367,6 +376,18 @@ static int bitmap_edit(struct img_layer *layer, const char *name,
         b->flags = flags;       /* as the file has it: it goes on recording */
         img_qcow2_bitmaps_update(q);
     }
+    if (r < 0 && verb == IMG_BITMAP_ADD) {
+        img_qcow2_bitmap_free(&q->bitmaps->list[--q->bitmaps->n]);
+        q->bitmaps->dirty = true;
+        img_qcow2_bitmaps_update(q);
+    }
+    if (r < 0 && had) {
+        free(b->bits);          /* nor is it cleared when it closes */
+        b->bits = had;
+        b->changed = q->bitmaps->dirty = true;
+        had = NULL;
+    }
+    free(had);
     return r;
 }
 

@@ -138,7 +138,7 @@ static int store_directory(struct qcow2 *q, uint64_t *off, uint64_t *len,
     return r == 0 ? img_file_pwrite(q->file, buf, *len, *off, err) : r;
 }
 
-/* The stored form of bitmaps before they are written anew. */
+/* The bitmaps, and where they are stored, before they are written anew. */
 struct old {
     struct qcow2_bitmap *list;
     uint32_t n;
@@ -154,10 +154,20 @@ static int remember(struct qcow2 *q, struct old *old, struct img_error *err)
         return img_fail_nomem(err);
     old->directory_off = q->h.bitmaps_offset;
     old->directory_len = q->h.n_bitmaps ? q->h.bitmaps_size : 0;
+    old->n = m->n;
     for (uint32_t i = 0; i < m->n; i++)
-        if (m->list[i].changed && m->list[i].table_off)
-            old->list[old->n++] = m->list[i];
+        old->list[i] = m->list[i];
     return 0;
+}
+
+/* The header still names the old directory: what was stored for a new one is
+ * nowhere.  (It leaks.) */
+static void take_back(struct qcow2_bitmaps *m, const struct old *old)
+{
+    for (uint32_t i = 0; i < old->n; i++) {
+        m->list[i].table_off = old->list[i].table_off;
+        m->list[i].table_size = old->list[i].table_size;
+    }
 }
 
 static int forget_old(struct qcow2 *q, const struct old *old,
@@ -167,7 +177,8 @@ static int forget_old(struct qcow2 *q, const struct old *old,
     int r = 0;
 
     for (uint32_t i = 0; i < old->n && r == 0; i++)
-        r = img_qcow2_bitmap_visit(q, &old->list[i], free_old, &f, err);
+        if (old->list[i].changed)
+            r = img_qcow2_bitmap_visit(q, &old->list[i], free_old, &f, err);
     if (r == 0 && old->directory_len)
         r = free_old(&f, old->directory_off, old->directory_len);
     return r;
@@ -225,6 +236,8 @@ int img_qcow2_bitmaps_save(struct qcow2 *q, struct img_error *err)
             m->list[i].changed = false;
         m->dirty = m->marked = false;
         r = forget_old(q, &old, err);
+    } else {
+        take_back(m, &old);
     }
     free(old.list);
     return r;
