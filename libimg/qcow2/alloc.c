@@ -35,6 +35,9 @@ int img_qcow2_clear_table(struct qcow2 *q, uint64_t host, uint32_t kind,
         if (r == 0)
             img_tcache_put(q->tables, slice);
     }
+    /* Whatever comes to lie there must not be overwritten with these. */
+    if (r < 0)
+        img_tcache_forget(q->tables, q->file, host, q->cluster_size);
     return r;
 }
 

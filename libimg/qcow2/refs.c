@@ -237,13 +237,13 @@ static void reftable_set(struct qcow2 *q, uint64_t range, uint64_t off)
     q->reftable_dirty_to = IMG_MAX(q->reftable_dirty_to, range + 1);
 }
 
-/* Puts a block for range at the free cluster `at` and enters it; it counts
- * itself if it lies in its own range. */
+/* Puts a block for range at the free cluster `at`, counts it and enters it.
+ * It lies in its own range or in one that has its block. */
 static int place_block(struct qcow2 *q, uint64_t range, uint64_t at,
                        struct img_error *err)
 {
     uint64_t host = at << q->cluster_bits;
-    bool zeroed;
+    bool own = at >> q->refs_bits == range, zeroed;
     int r = img_qcow2_check_free(q, host, q->cluster_size, err);
 
     if (r < 0)
@@ -252,9 +252,14 @@ static int place_block(struct qcow2 *q, uint64_t range, uint64_t at,
     r = img_qcow2_clear_table(q, host, QCOW2_KIND_REFS, zeroed, err);
     if (r < 0)
         return r;
+    if (!own)
+        r = img_qcow2_refs_add(q, at, 1, 1, err);
+    if (r < 0) {
+        img_tcache_forget(q->tables, q->file, host, q->cluster_size);
+        return r;
+    }
     reftable_set(q, range, host);
-    return at >> q->refs_bits == range
-           ? img_qcow2_refs_add(q, at, 1, 1, err) : 0;
+    return own ? img_qcow2_refs_add(q, at, 1, 1, err) : 0;
 }
 
 static int write_header_table_fields(struct qcow2 *q, struct img_error *err)
@@ -352,6 +357,10 @@ static int switch_table(struct qcow2 *q, uint64_t old_entries, uint64_t host,
  * and what lies behind the old one is not its: forget them. */
 static void forget_blocks(struct qcow2 *q, uint64_t old_entries)
 {
+    for (uint64_t i = old_entries; i < q->reftable_entries; i++)
+        if (block_offset(q, i))
+            img_tcache_forget(q->tables, q->file, block_offset(q, i),
+                              q->cluster_size);
     q->reftable_entries = old_entries;
     q->reftable_dirty_to = IMG_MIN(q->reftable_dirty_to, old_entries);
     q->reftable_dirty_from = IMG_MIN(q->reftable_dirty_from,
@@ -391,9 +400,6 @@ static int grow(struct qcow2 *q, uint64_t need, struct img_error *err)
     q->reftable_entries = entries;
     for (uint64_t i = 0; i < blocks && r == 0; i++)
         r = place_block(q, old_entries + i, first + i, err);
-    for (uint64_t i = 0; i < blocks && r == 0; i++)
-        if ((first + i) >> q->refs_bits != old_entries + i)
-            r = img_qcow2_refs_add(q, first + i, 1, 1, err);
     if (r == 0)
         r = img_qcow2_refs_add(q, first + blocks, clusters, 1, err);
     if (r == 0) {
@@ -513,15 +519,6 @@ int img_qcow2_refs_place_row(struct qcow2 *q, uint64_t from, uint64_t n,
         if (block_offset(q, range))
             continue;
         r = place_block(q, range, at++, err);
-        if (r < 0)
-            return r;
-    }
-    for (uint64_t b = c; b < at; b++) {
-        uint64_t count;
-
-        r = img_qcow2_refs_get(q, b, &count, err);
-        if (r == 0 && !count)
-            r = img_qcow2_refs_add(q, b, 1, 1, err);
         if (r < 0)
             return r;
     }

@@ -185,6 +185,9 @@ int img_qcow2_share_flags(struct qcow2 *q, const uint64_t *before,
     uint64_t count;
     int r = img_qcow2_write_back(q, true, err);
 
+    /* What is dirty still is nowhere but in the cache. */
+    if (r < 0)
+        return r;
     if (!table || !l)
         return img_fail_nomem(err);
     tables = calloc(1, sizeof *tables);

@@ -196,6 +196,96 @@ static void test_bitmap_half_copied(void **state)
     assert_true(refused > 1);
 }
 
+/* ---- tables ---------------------------------------------------------------- */
+
+/* Half of a new L2 table, for which there was no memory, is not written over
+ * what takes its place. */
+static void test_half_a_table(void **state)
+{
+    struct img_disk *d;
+    bool failed = true;
+    char b[64 * K], got[64 * K];
+
+    for (long n = 1; failed; n++) {
+        assert_ok(make("t", "qcow2", 2048 * (uint64_t)M, NULL, NULL, 0, NULL),
+                  err);
+        d = open_as("t", "qcow2", IMG_OPEN_WRITE);
+        memset(b, 'x', sizeof b);
+        assert_ok(img_pwrite(d, b, sizeof b, 0, 0, &err), err);
+        assert_ok(img_flush(d, &err), err);
+        fail_at(SHIM_MEMORY, n);
+        img_pwrite(d, b, sizeof b, 1024 * (uint64_t)M, 0, &err);
+        failed = has_failed();
+        for (unsigned i = 1; i < 4; i++)
+            assert_ok(img_pwrite(d, b, sizeof b, i * sizeof b, 0, &err), err);
+        assert_ok(img_flush(d, &err), err);
+        for (unsigned i = 0; i < 4; i++) {
+            assert_ok(img_pread(d, got, sizeof b, i * sizeof b, &err), err);
+            assert_memory_equal(b, got, sizeof b);
+        }
+        assert_ok(img_close(d, &err), err);
+        assert_sound("t");
+    }
+}
+
+static int create_snapshot(struct img_disk *d)
+{
+    return img_snapshot_create(d, "s", &err);
+}
+
+/* The file system is full while op runs, and then no more. */
+static void with_full_disk(int op(struct img_disk *), unsigned from,
+                           unsigned to)
+{
+    char b[512], got[512];
+
+    for (unsigned used = from; used < to; used++) {
+        bool failed = true;
+
+        for (long n = 1; failed; n++) {
+            struct img_disk *d;
+
+            assert_ok(make("f", "qcow2", 4 * M, NULL, NULL, 0,
+                           "cluster_size=512"), err);
+            d = open_as("f", "qcow2", IMG_OPEN_WRITE | IMG_OPEN_NO_SYNC);
+            memset(b, 'a', sizeof b);
+            for (unsigned i = 0; i < used; i++)
+                assert_ok(img_pwrite(d, b, sizeof b, i * sizeof b, 0, &err),
+                          err);
+            assert_ok(img_flush(d, &err), err);
+            fail_from(SHIM_WRITE, n);
+            op(d);
+            failed = has_failed();
+            if (img_pwrite(d, b, sizeof b, 2 * M, 0, &err) == 0) {
+                for (unsigned i = 0; i < 64; i++)
+                    assert_ok(img_pwrite(d, b, sizeof b, 3 * M + i * 512, 0,
+                                         &err), err);
+                assert_ok(img_flush(d, &err), err);
+                for (unsigned i = 0; i < used; i++) {
+                    assert_ok(img_pread(d, got, sizeof b, i * sizeof b,
+                                        &err), err);
+                    assert_memory_equal(b, got, sizeof b);
+                }
+            }
+            img_close(d, NULL);
+            d = open_as("f", "qcow2",     /* mends flags */
+                        IMG_OPEN_WRITE | IMG_OPEN_NO_SYNC);
+            for (unsigned i = 0; i < used; i++) {
+                assert_ok(img_pread(d, got, sizeof b, i * sizeof b, &err),
+                          err);
+                assert_memory_equal(b, got, sizeof b);
+            }
+            assert_ok(img_close(d, &err), err);
+            assert_sound("f");
+        }
+    }
+}
+
+static void test_full_snapshot(void **state)
+{
+    with_full_disk(create_snapshot, 244, 248);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -203,6 +293,8 @@ int main(void)
         cmocka_unit_test(test_bitmap_not_cleared),
         cmocka_unit_test(test_bitmap_half_marked),
         cmocka_unit_test(test_bitmap_half_copied),
+        cmocka_unit_test(test_half_a_table),
+        cmocka_unit_test(test_full_snapshot),
     };
 
     return cmocka_run_group_tests(tests, folder_set_up, folder_tear_down);
