@@ -235,7 +235,9 @@ class Run:
         new = guest(target) if target else None
         files = set(os.listdir(".")) - was
         for kind in KINDS:
-            for n in itertools.count(1, STEP):
+            # The first allocations are the tool's own, and few.
+            first = range(1, 10) if kind[1] == MEMORY and STEP > 1 else ()
+            for n in itertools.chain(first, itertools.count(1, STEP)):
                 if not self.once(row, kind, n, old, new, files):
                     break
         self.kill_at_random(row, old, new, files, took)

@@ -469,7 +469,7 @@ void confine_enter(void)
     if (c.entered)
         return;
     c.entered = true;
-    for (size_t i = 0; i < c.n_images && !c.off; i++)
+    for (size_t i = 0; i < c.n_images && !c.off && !c.failed; i++)
         add_image(&c.images[i]);
     tzset();                    /* reads a file, once */
     confine_path("/dev/urandom", SANDBOX_READ); /* libraries' hash tables */
