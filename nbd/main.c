@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <libimg.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -239,10 +240,19 @@ static int serve_device(const struct nbd_options *o,
     return ret;
 }
 
+static unsigned processors(void)
+{
+    cpu_set_t set;
+
+    return sched_getaffinity(0, sizeof set, &set) == 0
+        ? (unsigned)CPU_COUNT(&set) : 1;
+}
+
 static int serve(struct nbd_options *o, int ready)
 {
     struct nbd_service service = {
-        .handshake_ms = o->handshake_ms, .verbose = o->verbose
+        .handshake_ms = o->handshake_ms, .verbose = o->verbose,
+        .awake_us = o->awake_us, .processors = processors()
     };
     struct nbd_exports all = { 0 };
     struct img_error err = { 0 }, last = { 0 };

@@ -9,7 +9,7 @@
 enum {
     O_CACHE = 256, O_AIO, O_DISCARD, O_DETECT, O_OBJECT, O_TLS_CREDS,
     O_TLS_AUTHZ, O_TLS_HOSTNAME, O_IMAGE_OPTS, O_FORK, O_PID_FILE, O_LABEL,
-    O_HANDSHAKE, O_EXPORT, O_VSOCK, O_FILES, O_RECONNECT,
+    O_HANDSHAKE, O_AWAKE, O_EXPORT, O_VSOCK, O_FILES, O_RECONNECT,
     O_NO_SANDBOX
 };
 
@@ -35,6 +35,8 @@ static const char help[] =
 "  -D, --description=TEXT    export a human-readable description\n"
 "      --handshake-limit=N   seconds a client has for the handshake\n"
 "                            (default 10; 0 = no limit)\n"
+"      --awake=USEC          how long to wait awake for a client that is quick\n"
+"                            to ask again (default 50; 0 = not at all)\n"
 "\n"
 "Exposing part of the image:\n"
 "  -o, --offset=OFFSET       offset into the image\n"
@@ -104,6 +106,7 @@ static const struct option table[] = {
     { "fork", 0, NULL, O_FORK }, { "pid-file", 1, NULL, O_PID_FILE },
     { "selinux-label", 1, NULL, O_LABEL },
     { "handshake-limit", 1, NULL, O_HANDSHAKE },
+    { "awake", 1, NULL, O_AWAKE },
     { "reconnect", 1, NULL, O_RECONNECT },
     { "allow-files", 1, NULL, O_FILES },
     { "no-sandbox", 0, NULL, O_NO_SANDBOX },
@@ -400,13 +403,16 @@ static int take_number(struct parsing *p, int c, const char *arg)
         return number("-p", arg, 65535, &v, p->err);
     }
     ret = number(c == 'e' ? "-e" : c == O_RECONNECT ? "--reconnect" :
-                 "--handshake-limit", arg, 1 << 20, &v, p->err);
+                 c == O_AWAKE ? "--awake" : "--handshake-limit", arg, 1 << 20,
+                 &v, p->err);
     if (ret < 0)
         return ret;
     if (c == 'e')
         p->o->shared = (unsigned)v;
     else if (c == O_RECONNECT)
         p->o->reconnect_s = (unsigned)v;
+    else if (c == O_AWAKE)
+        p->o->awake_us = (unsigned)v;
     else
         p->o->handshake_ms = (int)v * 1000;
     return 0;
@@ -461,6 +467,7 @@ static int take(struct parsing *p, int c, char *arg)
     case 'p':
     case 'e':
     case O_HANDSHAKE:
+    case O_AWAKE:
     case O_RECONNECT:
         return take_number(p, c, arg);
     case 'n':
@@ -535,7 +542,8 @@ enum nbd_parsed nbd_options_parse(struct nbd_options *o, int argc,
     struct parsing p = { .o = o, .err = err };
     int c, ret = 0;
 
-    *o = (struct nbd_options){ .shared = 1, .handshake_ms = 10000 };
+    *o = (struct nbd_options){ .shared = 1, .handshake_ms = 10000,
+                                .awake_us = 50 };
     while (ret == 0 &&
            (c = getopt_long(argc, argv, letters, table, NULL)) != -1) {
         if (c == 'h') {

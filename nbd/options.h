@@ -22,6 +22,7 @@ struct nbd_options {
     unsigned reconnect_s;       /* with connect */
     const char *tls_creds, *tls_authz, *tls_hostname;
     int handshake_ms;
+    unsigned awake_us;
     struct nbd_image_options image;
     struct nbd_export_spec *exports;
     unsigned n_exports;

@@ -17,7 +17,6 @@
  */
 #include <errno.h>
 #include <stdlib.h>
-#include <time.h>
 #include "crew.h"
 #include "session.h"
 #include "tls.h"
@@ -33,6 +32,7 @@ struct session {
     struct nbd_out out;
     uint8_t *in;
     size_t in_pos, in_len;      /* in[in_pos .. in_len) is not used up yet */
+    unsigned gathered;          /* requests since something was received */
     int64_t out_since;          /* when the first reply came in, ns */
     struct nbd_crew *crew;      /* NULL = not needed yet */
     bool alone;                 /* without a crew */
@@ -40,12 +40,17 @@ struct session {
 
 /* ---- input ------------------------------------------------------------- */
 
-static int64_t now_ns(void)
+/* Each session needs a processor for the other side, too: with more of them
+ * whoever waits awake keeps others from working.  And where several requests
+ * came at once, it is better that several gather again. */
+static int64_t awake(const struct session *s)
 {
-    struct timespec t;
+    struct nbd_service *service = s->link.service;
+    unsigned n = atomic_load_explicit(&service->n_sessions,
+                                      memory_order_relaxed);
 
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+    return s->gathered <= 1 && n * 2 <= service->processors
+        ? service->awake_us * 1000 : 0;
 }
 
 /* At most len bytes, once there are any. */
@@ -55,6 +60,8 @@ static size_t receive(struct session *s, void *buf, size_t len)
 
     if (!nbd_out_flush(&s->out))
         return 0;
+    s->link.stream->awake = awake(s);
+    s->gathered = 0;
     r = s->link.stream->recv(s->link.stream, buf, len);
     return r < 0 ? 0 : (size_t)r;
 }
@@ -229,6 +236,7 @@ static bool one_request(struct session *s)
         !nbd_request_parse(s->in + s->in_pos, l->mode, &r))
         return false;
     s->in_pos += nbd_request_size(l->mode);
+    s->gathered++;
     if (r.type == NBD_CMD_DISC)
         return false;
     payload = nbd_request_payload(&r, l->mode);
@@ -249,7 +257,7 @@ static bool in_time(struct session *s, bool was_empty)
 
     if (!s->out.len || s->in_len - s->in_pos < NBD_REQUEST_SIZE)
         return true;            /* or need() will send them */
-    now = now_ns();
+    now = nbd_now_ns();
     if (was_empty)
         s->out_since = now;
     else if (now - s->out_since > BATCH_NS)
@@ -261,6 +269,7 @@ static void requests(struct session *s)
 {
     bool go_on = true;
 
+    atomic_fetch_add(&s->link.service->n_sessions, 1);
     while (go_on && !atomic_load_explicit(&s->link.service->stopping,
                                           memory_order_relaxed)) {
         bool was_empty = s->out.len == 0;
@@ -269,6 +278,7 @@ static void requests(struct session *s)
     }
     nbd_out_flush(&s->out);
     nbd_crew_end(s->crew);
+    atomic_fetch_sub(&s->link.service->n_sessions, 1);
 }
 
 /* ---- handshake --------------------------------------------------------- */

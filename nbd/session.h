@@ -14,6 +14,10 @@ struct nbd_service {            /* what all sessions share */
     atomic_bool stopping;       /* requests begun are finished, others not
                                    looked at */
     bool verbose;
+    int64_t awake_us;           /* how long a session may wait awake for the
+                                   next request; 0 = it sleeps */
+    unsigned processors;
+    atomic_uint n_sessions;     /* in the transmission phase */
 };
 
 /* Runs until the client is gone.  Returns whether it came as far as the

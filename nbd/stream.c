@@ -6,12 +6,17 @@
 #include <time.h>
 #include "stream.h"
 
-int64_t nbd_now(void)
+int64_t nbd_now_ns(void)
 {
     struct timespec t;
 
     clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+int64_t nbd_now(void)
+{
+    return nbd_now_ns() / 1000000;
 }
 
 bool nbd_stream_wait(const struct nbd_stream *s, short events)
@@ -32,6 +37,24 @@ bool nbd_stream_wait(const struct nbd_stream *s, short events)
     }
 }
 
+/* Being woken takes longer than answering.  A client that was quick to ask is
+ * waited for awake; when it was not, the next wait is asleep, and tells whether
+ * it is quick again. */
+static ssize_t recv_awake(struct nbd_stream *s, void *buf, size_t len)
+{
+    int64_t began = nbd_now_ns();
+    ssize_t r;
+
+    do {
+        r = recv(s->fd, buf, len, MSG_DONTWAIT);
+        if (r >= 0 || errno != EAGAIN)
+            return r;
+    } while (s->quick && nbd_now_ns() - began < s->awake);
+    r = recv(s->fd, buf, len, 0);
+    s->quick = nbd_now_ns() - began <= s->awake;
+    return r;
+}
+
 static ssize_t plain_recv(struct nbd_stream *s, void *buf, size_t len)
 {
     for (;;) {
@@ -39,7 +62,8 @@ static ssize_t plain_recv(struct nbd_stream *s, void *buf, size_t len)
 
         if (s->deadline && !nbd_stream_wait(s, POLLIN))
             return -1;
-        r = recv(s->fd, buf, len, s->deadline ? MSG_DONTWAIT : 0);
+        r = s->awake && !s->deadline ? recv_awake(s, buf, len)
+            : recv(s->fd, buf, len, s->deadline ? MSG_DONTWAIT : 0);
         if (r >= 0)
             return r;
         if (errno != EINTR && !(s->deadline && errno == EAGAIN))

@@ -18,6 +18,8 @@ struct nbd_stream {
                       size_t len);
     int fd;
     int64_t deadline;           /* nbd_now() at which waiting ends; 0 = never */
+    int64_t awake;              /* how long recv may wait awake, in ns */
+    bool quick;                 /* the last wait was no longer than that */
     void *tls;                  /* tls.c's own */
     void *opaque;
 };
@@ -25,5 +27,6 @@ struct nbd_stream {
 void nbd_stream_plain(struct nbd_stream *, int fd);
 /* False: the deadline passed, or the socket is broken. */
 bool nbd_stream_wait(const struct nbd_stream *, short events);
-int64_t nbd_now(void);          /* milliseconds that never jump */
+int64_t nbd_now(void);          /* milliseconds that never jump, */
+int64_t nbd_now_ns(void);       /* and nanoseconds */
 #endif
