@@ -46,7 +46,8 @@ static bool is_due(unsigned kind)
     while (left > 0 && !atomic_compare_exchange_weak(&t->left, &left,
                                                      left - 1))
         ;
-    now = left == 1 || (left == 0 && t->for_ever && t->failed);
+    now = left == 1 || (left == 0 && t->for_ever && t->failed &&
+                        (!t->times || t->failed < t->times));
     if (now)
         atomic_fetch_add(&t->failed, 1);
     if (now && t->code == SHIM_KILL)

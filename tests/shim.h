@@ -24,7 +24,8 @@ struct shim_fault {
     unsigned kinds;             /* SHIM_*: what counts */
     int code;                   /* errno; 0 = only a part is done, KILL =
                                    kill -9 before it */
-    bool for_ever;              /* everything after it fails, too */
+    bool for_ever;              /* everything after it fails, too, */
+    long times;                 /* but no more than so often; 0 = no bound */
     bool torn;                  /* of a write that fails half is done */
     atomic_long left;           /* the call that fails: 1 = next; 0 = none */
     atomic_long seen;           /* calls that counted so far */

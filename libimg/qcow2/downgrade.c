@@ -148,6 +148,10 @@ static int expand_snapshot(struct qcow2 *q, const struct qcow2_snapshot *s,
     q->h.l1_size = s->l1_size;
     r = expand_zeros(q, job, err);
     end = r < 0 ? img_qcow2_settle(q, NULL) : 0;
+    /* The snapshot's table in the file names these still; the one that does
+     * not is lost with l1.  They leak. */
+    if (end < 0)
+        q->frees.n = q->frees.clusters = 0;
     for (uint32_t i = 0; i < s->l1_size; i++)
         l1[i] &= ~QCOW2_COPIED;
     if (r == 0)

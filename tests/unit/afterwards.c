@@ -228,62 +228,153 @@ static void test_half_a_table(void **state)
     }
 }
 
+/* What changes an image as a whole. */
 static int create_snapshot(struct img_disk *d)
 {
     return img_snapshot_create(d, "s", &err);
 }
 
-/* The file system is full while op runs, and then no more. */
-static void with_full_disk(int op(struct img_disk *), unsigned from,
-                           unsigned to)
+static int apply_snapshot(struct img_disk *d)
+{
+    return img_snapshot_apply(d, "old", &err);
+}
+
+static int delete_snapshot(struct img_disk *d)
+{
+    return img_snapshot_delete(d, "old", &err);
+}
+
+static int grow(struct img_disk *d)
+{
+    return img_resize(d, 64 * M, false, IMG_PREALLOC_OFF, NULL, &err);
+}
+
+static int to_version_2(struct img_disk *d)
+{
+    const char *settings[] = { "compat=0.10", NULL };
+
+    return img_amend(d, settings, NULL, &err);
+}
+
+static int add_bitmap(struct img_disk *d)
+{
+    return img_bitmap_edit(d, "x", IMG_BITMAP_ADD, 512, &err);
+}
+
+static struct img_disk *open_fast(const char *name)
+{
+    return open_as(name, "qcow2", IMG_OPEN_WRITE | IMG_OPEN_NO_SYNC);
+}
+
+/* n clusters from off on. */
+static void put(struct img_disk *d, char what, uint64_t off, unsigned n)
+{
+    char b[512];
+
+    memset(b, what, sizeof b);
+    for (unsigned i = 0; i < n; i++)
+        assert_ok(img_pwrite(d, b, sizeof b, off + i * 512, 0, &err), err);
+}
+
+static void expect(struct img_disk *d, char what, uint64_t off, unsigned n)
 {
     char b[512], got[512];
 
-    for (unsigned used = from; used < to; used++) {
-        bool failed = true;
-
-        for (long n = 1; failed; n++) {
-            struct img_disk *d;
-
-            assert_ok(make("f", "qcow2", 4 * M, NULL, NULL, 0,
-                           "cluster_size=512"), err);
-            d = open_as("f", "qcow2", IMG_OPEN_WRITE | IMG_OPEN_NO_SYNC);
-            memset(b, 'a', sizeof b);
-            for (unsigned i = 0; i < used; i++)
-                assert_ok(img_pwrite(d, b, sizeof b, i * sizeof b, 0, &err),
-                          err);
-            assert_ok(img_flush(d, &err), err);
-            fail_from(SHIM_WRITE, n);
-            op(d);
-            failed = has_failed();
-            if (img_pwrite(d, b, sizeof b, 2 * M, 0, &err) == 0) {
-                for (unsigned i = 0; i < 64; i++)
-                    assert_ok(img_pwrite(d, b, sizeof b, 3 * M + i * 512, 0,
-                                         &err), err);
-                assert_ok(img_flush(d, &err), err);
-                for (unsigned i = 0; i < used; i++) {
-                    assert_ok(img_pread(d, got, sizeof b, i * sizeof b,
-                                        &err), err);
-                    assert_memory_equal(b, got, sizeof b);
-                }
-            }
-            img_close(d, NULL);
-            d = open_as("f", "qcow2",     /* mends flags */
-                        IMG_OPEN_WRITE | IMG_OPEN_NO_SYNC);
-            for (unsigned i = 0; i < used; i++) {
-                assert_ok(img_pread(d, got, sizeof b, i * sizeof b, &err),
-                          err);
-                assert_memory_equal(b, got, sizeof b);
-            }
-            assert_ok(img_close(d, &err), err);
-            assert_sound("f");
-        }
+    memset(b, what, sizeof b);
+    for (unsigned i = 0; i < n; i++) {
+        assert_ok(img_pread(d, got, sizeof b, off + i * 512, &err), err);
+        assert_memory_equal(b, got, sizeof b);
     }
 }
 
-static void test_full_snapshot(void **state)
+/* The snapshot that was there before still shows what it showed. */
+static void expect_old(const char *name, unsigned n)
 {
-    with_full_disk(create_snapshot, 244, 248);
+    struct img_open_options o = IMG_OPEN_OPTIONS;
+    struct img_disk *d;
+
+    o.format = "qcow2";
+    o.snapshot = "old";
+    if (img_open(in_folder(name), &o, &d, &err) == -ENOENT)
+        return;
+    assert_non_null(d);
+    expect(d, 'o', 0, n);
+    expect(d, 0, 2 * M, 8);
+    assert_ok(img_close(d, &err), err);
+}
+
+/* The file system is full when op comes to its n-th write, for `times` writes,
+ * and then no more; 0: half of the write is done.  False: it does not write as
+ * often. */
+static bool with_full_disk(int op(struct img_disk *), unsigned used,
+                           bool has_old, long n, long times)
+{
+    char now = has_old ? 'a' : 'o';
+    struct img_disk *d;
+    bool failed;
+
+    assert_ok(make("f", "qcow2", 4 * M, NULL, NULL, 0, "cluster_size=512"),
+              err);
+    d = open_fast("f");
+    put(d, 'o', 0, used);
+    put(d, 'z', 2 * M, 8);
+    assert_ok(img_zero(d, 2 * M, 4096, 0, &err), err);
+    if (has_old) {
+        assert_ok(img_snapshot_create(d, "old", &err), err);
+        put(d, 'a', 0, used);
+    }
+    assert_ok(img_close(d, &err), err);
+    d = open_fast("f");
+    fail_from(SHIM_WRITE, n);
+    fault.times = times;
+    fault.torn = !times;
+    fault.for_ever = times;
+    op(d);
+    failed = has_failed();
+    if (op == apply_snapshot) {
+        char b = 0;
+
+        assert_ok(img_pread(d, &b, 1, 0, &err), err);
+        now = b;
+    }
+    expect(d, now, 0, used);
+    if (img_layer_may_change(d->chain->layers[0], NULL) == 0) {
+        put(d, 'n', 3 * M, 64);
+        put(d, 'n', 2 * M, 8);
+        assert_ok(img_flush(d, &err), err);
+        expect(d, now, 0, used);
+    }
+    img_close(d, NULL);
+    expect_old("f", used);
+    d = open_fast("f");         /* mends flags */
+    expect(d, now, 0, used);
+    assert_ok(img_close(d, &err), err);
+    assert_sound("f");
+    expect_old("f", used);
+    return failed;
+}
+
+/* With so many clusters in use that a new refcount block is needed, where that
+ * matters. */
+static void test_full(void **state)
+{
+    static const struct {
+        int (*op)(struct img_disk *);
+        unsigned used;
+        bool has_old;
+    } ops[] = {
+        { create_snapshot, 237, false }, { create_snapshot, 245, false },
+        { apply_snapshot, 111, true }, { delete_snapshot, 111, true },
+        { grow, 237, false }, { to_version_2, 110, true },
+        { add_bitmap, 237, false },
+    };
+    static const long times[] = { 0, 1, 2, 1000 };
+
+    for (size_t i = 0; i < IMG_COUNT(ops); i++)
+        for (size_t k = 0; k < IMG_COUNT(times); k++)
+            for (long n = 1; with_full_disk(ops[i].op, ops[i].used,
+                                            ops[i].has_old, n, times[k]); n++)
+                continue;
 }
 
 int main(void)
@@ -294,7 +385,7 @@ int main(void)
         cmocka_unit_test(test_bitmap_half_marked),
         cmocka_unit_test(test_bitmap_half_copied),
         cmocka_unit_test(test_half_a_table),
-        cmocka_unit_test(test_full_snapshot),
+        cmocka_unit_test(test_full),
     };
 
     return cmocka_run_group_tests(tests, folder_set_up, folder_tear_down);
