@@ -297,6 +297,7 @@ static int push_layer(struct img_chain *c, struct img_file *file,
                       const struct img_open_options *opts,
                       struct img_error *err)
 {
+    unsigned room = c->room ? 2 * c->room : 4;
     struct img_layer *l, **more;
     int r = 0;
 
@@ -307,12 +308,13 @@ static int push_layer(struct img_chain *c, struct img_file *file,
         r = img_fail(err, EINVAL, "%s: the chain of backing files is longer "
                      "than %d", c->layers[0]->path, IMG_CHAIN_MAX);
     if (r == 0 && c->n == c->room) {
-        c->room = c->room ? 2 * c->room : 4;
-        more = realloc(c->layers, c->room * sizeof *more);
-        if (more)
+        more = realloc(c->layers, room * sizeof *more);
+        if (more) {
             c->layers = more;
-        else
+            c->room = room;
+        } else {
             r = img_fail_nomem(err);
+        }
     }
     if (r < 0) {
         img_file_close(file);

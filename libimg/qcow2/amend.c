@@ -5,6 +5,7 @@
 #include "base/strings.h"
 #include "file/file.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 /* What create can set and amend cannot: the same value is fine. */
@@ -71,6 +72,8 @@ static int set_data_file(struct qcow2 *q, const char *const *s,
 {
     const char *name = img_setting(s, "data_file");
     bool is_raw = q->h.autoclear & QCOW2_DATA_FILE_RAW, raw = is_raw;
+    uint64_t old = q->h.autoclear;
+    char *had = NULL;
     int r = img_setting_bool(s, "data_file_raw", &raw, err);
 
     if (r < 0 || (!name && raw == is_raw))
@@ -86,11 +89,23 @@ static int set_data_file(struct qcow2 *q, const char *const *s,
     if (raw && !is_raw)
         return img_fail(err, EINVAL, "%s: data-file-raw cannot be set on "
                         "existing images", q->layer->path);
+    r = img_qcow2_header_copy_text(&had, q->h.data_file, err);
     if (!raw)
         q->h.autoclear &= ~QCOW2_DATA_FILE_RAW;
-    if (name)
+    if (r == 0 && name)
         r = img_qcow2_header_copy_text(&q->h.data_file, name, err);
-    return r == 0 ? img_qcow2_header_write(q, err) : r;
+    if (r == 0)
+        r = img_qcow2_header_write(q, err);
+    if (r < 0) {
+        q->h.autoclear = old;
+        if (had) {
+            free(q->h.data_file);
+            q->h.data_file = had;
+            had = NULL;
+        }
+    }
+    free(had);
+    return r;
 }
 
 static int set_refcount_bits(struct qcow2 *q, uint64_t bits,

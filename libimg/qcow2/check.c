@@ -420,15 +420,17 @@ int img_qcow2_check(struct img_layer *layer,
     struct qcow2_checking c = {
         .q = q, .opts = opts, .job = job, .result = result,
     };
-    int r = layer->writable ? img_qcow2_settle(q, err) : 0;
+    int r = layer->writable ? img_qcow2_settle(q, err) : 0, end;
 
     if (r < 0)
         return r;
     r = prepare(&c, err);
     if (r == 0)
         r = check(&c, err);
-    if (r == 0 && opts->repair)
-        r = reload(q, err);
+    if (opts->repair) {         /* also what was repaired by half */
+        end = reload(q, r < 0 ? NULL : err);
+        r = r < 0 ? r : end;
+    }
     release(&c);
     return r;
 }

@@ -3,9 +3,11 @@
 #include "../shim.h"
 #include "folder.h"
 #include "core/disk.h"
+#include "qcow2/qcow2.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <unistd.h>
 
 enum { K = 1024, M = 1024 * K };
@@ -377,6 +379,131 @@ static void test_full(void **state)
                 continue;
 }
 
+/* Growing into clusters that were used before, which cannot be cleared: they
+ * are not shown. */
+static void test_not_preallocated(void **state)
+{
+    char b[64 * K];
+    bool failed = true;
+
+    for (long n = 1; failed; n++) {
+        struct img_disk *d;
+
+        assert_ok(make("p", "qcow2", M, NULL, NULL, 0, NULL), err);
+        d = open_fast("p");
+        put(d, 'o', 0, 1024);
+        assert_ok(img_discard(d, 0, M, &err), err);
+        assert_ok(img_flush(d, &err), err);
+        fail_at(SHIM_SPACE, n);
+        img_resize(d, 2 * M, false, IMG_PREALLOC_METADATA, NULL, &err);
+        failed = has_failed();
+        for (unsigned k = 0; k < 2; k++) {
+            for (uint64_t off = M; off < img_size(d); off += sizeof b) {
+                assert_ok(img_pread(d, b, sizeof b, off, &err), err);
+                for (size_t i = 0; i < sizeof b; i++)
+                    assert_int_equal(b[i], 0);
+            }
+            assert_ok(img_close(d, &err), err);
+            d = open_fast("p");
+        }
+        assert_ok(img_close(d, &err), err);
+        assert_sound("p");
+        assert_true(failed || n > 1);
+    }
+}
+
+/* ---- the header ------------------------------------------------------------ */
+
+static void test_data_file_stays_raw(void **state)
+{
+    const char *create[] = { "data_file_raw=on", NULL, NULL };
+    const char *amend[] = { "data_file_raw=off", NULL };
+    struct img_create_options c = IMG_CREATE_OPTIONS;
+    struct img_rebase_options o = IMG_REBASE_OPTIONS;
+    struct img_disk *d;
+    char name[200];
+
+    snprintf(name, sizeof name, "data_file=%s", in_folder("raw"));
+    create[1] = name;
+    c.format = "qcow2";
+    c.disk_size = M;
+    c.settings = create;
+    assert_ok(img_create(in_folder("h"), &c, &err), err);
+    d = open_fast("h");
+    fail_at(SHIM_WRITE, 1);
+    assert_int_equal(img_amend(d, amend, NULL, &err), -ENOSPC);
+    assert_true(has_failed());
+    o.backing = "nothing";
+    o.backing_format = "raw";
+    o.unsafe = true;
+    assert_int_equal(img_rebase(d, &o, NULL, &err), -EINVAL);
+    assert_says("data_file_raw");
+    assert_ok(img_close(d, &err), err);
+}
+
+/* ---- the chain ------------------------------------------------------------- */
+
+/* A list of layers that could not be made longer is not taken for longer. */
+static void test_chain_room(void **state)
+{
+    struct img_rebase_options o = IMG_REBASE_OPTIONS;
+    struct img_disk *d;
+    char name[8], below[8] = "";
+    bool failed = true;
+
+    for (char i = '0'; i < '6'; i++) {
+        snprintf(name, sizeof name, "l%c", i);
+        assert_ok(make(name, "qcow2", M, *below ? below : NULL,
+                       *below ? "qcow2" : NULL, 0, NULL), err);
+        memcpy(below, name, sizeof below);
+    }
+    o.backing = "l5";
+    o.backing_format = "qcow2";
+    for (long n = 1; failed; n++) {
+        assert_ok(make("top", "qcow2", M, "l0", "qcow2", 0, NULL), err);
+        d = open_fast("top");
+        fail_at(SHIM_MEMORY, n);
+        img_rebase(d, &o, NULL, &err);
+        failed = has_failed();
+        assert_true(malloc_usable_size(d->chain->layers) >=
+                    d->chain->room * sizeof *d->chain->layers);
+        assert_ok(img_close(d, &err), err);
+    }
+}
+
+/* ---- check ----------------------------------------------------------------- */
+
+/* Tables in memory do not outlive a repair that failed: it may have changed
+ * those in the file. */
+static void test_half_a_repair(void **state)
+{
+    struct img_check_options o = IMG_CHECK_OPTIONS;
+    struct img_check_result result;
+    bool failed = true;
+
+    o.repair = IMG_REPAIR_ALL;
+    for (long n = 1; failed; n++) {
+        struct img_layer *l;
+        struct qcow2 *q;
+        struct img_slice *slice;
+        struct img_disk *d;
+
+        assert_ok(make("c", "qcow2", M, NULL, NULL, 0, NULL), err);
+        d = open_fast("c");
+        put(d, 'x', 0, 1);
+        assert_ok(img_flush(d, &err), err);
+        l = d->chain->layers[0];
+        q = img_qcow2_of(l);
+        fail_at(SHIM_READ, n);
+        img_check(d, &o, NULL, &result, &err);
+        failed = has_failed();
+        slice = img_tcache_peek(l->tables, l->files[0],
+                                q->l1[0] & QCOW2_OFFSET_MASK);
+        assert_null(slice);
+        assert_ok(img_close(d, &err), err);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -386,6 +513,10 @@ int main(void)
         cmocka_unit_test(test_bitmap_half_copied),
         cmocka_unit_test(test_half_a_table),
         cmocka_unit_test(test_full),
+        cmocka_unit_test(test_not_preallocated),
+        cmocka_unit_test(test_data_file_stays_raw),
+        cmocka_unit_test(test_chain_room),
+        cmocka_unit_test(test_half_a_repair),
     };
 
     return cmocka_run_group_tests(tests, folder_set_up, folder_tear_down);
