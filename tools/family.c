@@ -3,8 +3,9 @@
 #include "open.h"
 #include "vimg.h"
 
+#include <dirent.h>
 #include <errno.h>
-#include <fts.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -167,44 +168,75 @@ static void drop_strangers(struct family *f)
     f->n = kept;
 }
 
-static int by_name(const FTSENT **a, const FTSENT **b)
+static int by_name(const struct dirent **a, const struct dirent **b)
 {
-    return strcmp((*a)->fts_name, (*b)->fts_name);
+    return strcmp((*a)->d_name, (*b)->d_name);
+}
+
+static char *beside(const char *folder, const char *name)
+{
+    const char *slash = folder[strlen(folder) - 1] == '/' ? "" : "/";
+    char *path;
+
+    if (!strcmp(folder, "."))
+        return copy(name);
+    return need_memory(asprintf(&path, "%s%s%s", folder, slash, name) < 0
+                       ? NULL : path);
+}
+
+static bool scan_folder(struct family *, const char *folder, bool deep);
+
+static bool scan_entry(struct family *f, const char *path, bool deep)
+{
+    struct stat st;
+
+    if (lstat(path, &st) < 0) {
+        if (errno == ENOENT)
+            return true;        /* gone meanwhile */
+        complain("%s: %s", path, strerror(errno));
+        return false;
+    }
+    if (S_ISREG(st.st_mode) && !find(f, path, &st))
+        add(f, path, &st);
+    return !S_ISDIR(st.st_mode) || !deep || scan_folder(f, path, deep);
+}
+
+/* How deep folders lie in each other is bounded by the length of a path. */
+static bool scan_folder(struct family *f, const char *folder, bool deep)
+{
+    struct dirent **list;
+    int n = scandir(folder, &list, NULL, by_name);
+    bool ok = n >= 0;
+
+    if (!ok)
+        complain("%s: %s", folder, strerror(errno));
+    for (int i = 0; i < n; i++) {
+        if (strcmp(list[i]->d_name, ".") && strcmp(list[i]->d_name, "..")) {
+            char *path = beside(folder, list[i]->d_name);
+
+            ok &= scan_entry(f, path, deep);
+            free(path);
+        }
+        free(list[i]);
+    }
+    if (n >= 0)
+        free(list);
+    return ok;
 }
 
 bool family_scan(const char *folder, bool deep, struct family *family)
 {
-    char *paths[] = { (char *)folder, NULL };
-    FTS *fts = fts_open(paths, FTS_PHYSICAL | FTS_NOCHDIR, by_name);
-    const char *slash;
-    bool ok = true;
-    FTSENT *e;
+    bool ok;
 
+    while (!strncmp(folder, "./", 2))
+        folder += 2;
     *family = (struct family){ 0 };
-    while (fts && (e = fts_read(fts))) {
-        if (e->fts_level == 0 && e->fts_info != FTS_D &&
-            e->fts_info != FTS_DP) {
-            complain("%s: %s", folder, strerror(e->fts_info == FTS_F ? ENOTDIR
-                                                : e->fts_errno));
-            ok = false;
-        }
-        if (e->fts_info == FTS_D && e->fts_level > 0 && !deep)
-            fts_set(fts, e, FTS_SKIP);
-        if (e->fts_info != FTS_F || !ok)
-            continue;
-        slash = e->fts_path;
-        while (!strncmp(slash, "./", 2))
-            slash += 2;
-        if (!find(family, slash, e->fts_statp))
-            add(family, slash, e->fts_statp);
-    }
-    if (fts)
-        fts_close(fts);
+    ok = scan_folder(family, *folder ? folder : ".", deep);
     link_all(family);
     drop_strangers(family);
     for (size_t i = 0; i < family->n; i++)
         look_below(family->members[i]);
-    return ok && fts;
+    return ok;
 }
 
 void family_free(struct family *family)

@@ -55,6 +55,22 @@ rm beside.qcow2
 qemu-io -c 'write -P 9 5M 64k' base.qcow2 >/dev/null
 mv base.qcow2 moved.qcow2
 vimg tree . | grep -q 'top.qcow2.*\[' || die 'tree: a missing base'
+says() { # TEXT COMMAND...
+    text=$1
+    shift
+    ! "$@" >/dev/null 2>err && grep -q "$text" err || die "$*: $(cat err)"
+}
+says 'top.qcow2: Not a directory' vimg tree top.qcow2
+says 'none: No such file' vimg tree none
+if setpriv --reuid 65534 --clear-groups test -x "$builddir/.libs/vimg" \
+    2>/dev/null; then
+    mkdir closed
+    chmod 700 closed
+    chmod 755 . "$tmp"
+    says 'closed: Permission denied' env LD_LIBRARY_PATH="$builddir/.libs" \
+        setpriv --reuid 65534 --clear-groups "$builddir/.libs/vimg" tree .
+    rmdir closed
+fi
 vimg info top.qcow2 >/dev/null || die 'info needs no base'
 mv moved.qcow2 base.qcow2
 
