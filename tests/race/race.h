@@ -8,7 +8,7 @@ enum { ACTORS = 3, STEPS = 4, QUARTERS = 128 };
 
 enum what {
     NOTHING, WRITE, ZERO, DISCARD, READ, FLUSH, SNAPSHOT, APPLY, FORGET, GROW,
-    SHRINK, PACK, COMMIT
+    SHRINK, PACK, COMMIT, COPY, REBASE, COMPARE
 };
 
 /* Offsets and lengths are in quarters of a cluster, the disk has QUARTERS of
@@ -19,6 +19,9 @@ struct work {
     const char *name;
     bool snapshots;             /* needs a format that has them */
     bool commits;               /* needs a backing file */
+    bool rebases;               /* ... and a format that can be rebased */
+    bool whole;                 /* also on wide shapes, and with others open
+                                   to copy from and to compare with */
     struct step before[6];      /* alone, before the others */
     struct step actors[ACTORS][STEPS];
 };
@@ -29,8 +32,15 @@ struct shape {
     const char *settings[4];
     unsigned cluster;           /* bytes */
     bool backing, snapshots, tiny_cache;
+    bool image_below;           /* the backing file is no raw one */
+    unsigned quarter;           /* wide: a quarter has so many bytes */
 };
 extern const struct shape shapes[];
+
+/* Operations that are among those that fail in any case: each has found
+ * something. */
+struct kept { const char *shape, *work; unsigned long fault; };
+extern const struct kept kept[];
 
 /* What a run needs; the image as it is before the actors begin is made
  * once. */

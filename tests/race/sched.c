@@ -17,12 +17,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/uio.h>
-#include <sys/types.h>
 #include <time.h>
 #include <ucontext.h>
 
-enum { THREADS = 16, STACK = 512 << 10, CHOICES = 1 << 16 };
+enum { THREADS = 16, STACK = 512 << 10, CHOICES = 1 << 16, STIRRED = 16 };
 
 enum state { FREE, READY, FOR_MUTEX, FOR_SIGNAL, FOR_READ, FOR_WRITE,
              FOR_END, ENDED };
@@ -56,6 +54,7 @@ static struct {
     struct choice *choices;     /* of this run */
     unsigned n, prefix;
     bool random;
+    unsigned stir;              /* choices left that are anyone's */
     uint64_t rng;
     const char *name;
     unsigned long total;
@@ -139,7 +138,7 @@ static unsigned end_a_wait(unsigned *who)
 static unsigned pick_random(unsigned n, bool preemptive)
 {
     s.rng = s.rng * 6364136223846793005u + 1442695040888963407u;
-    if (preemptive && (s.rng >> 33) % 8)
+    if (preemptive && (s.rng >> 33) % (s.stir ? 2 : 8))
         return 0;
     return (unsigned)((s.rng >> 40) % n);
 }
@@ -165,6 +164,7 @@ static unsigned choose(unsigned n, bool preemptive)
     *c = (struct choice){ (uint8_t)n, 0, preemptive };
     if (s.random)
         c->picked = (uint8_t)pick_random(n, preemptive);
+    s.stir -= s.stir > 0;
     return c->picked;
 }
 
@@ -192,11 +192,20 @@ static void wait_for(enum state state, void *what)
     t->what = NULL;
 }
 
-/* Where another thread may get in between. */
-static void point(void)
+void sched_point(void)
 {
     if (s.choosing)
         go_on();
+}
+
+bool sched_is_choosing(void)
+{
+    return s.choosing;
+}
+
+void sched_stir(void)
+{
+    s.stir = STIRRED;
 }
 
 /* ---- threads ----------------------------------------------------------- */
@@ -278,6 +287,7 @@ static bool run(bool fn(void *), void *opaque)
 
     s.n = 0;
     s.current = 0;
+    s.stir = 0;
     s.choosing = false;
     s.threads[0].state = READY;
     ok = fn(opaque);
@@ -364,11 +374,6 @@ int __wrap_pthread_rwlock_unlock(pthread_rwlock_t *);
 int __wrap_pthread_create(pthread_t *, const pthread_attr_t *,
                           void *(*)(void *), void *);
 int __wrap_pthread_join(pthread_t, void **);
-ssize_t __wrap_preadv(int, const struct iovec *, int, off_t);
-ssize_t __wrap_pwritev(int, const struct iovec *, int, off_t);
-int __wrap_fdatasync(int);
-ssize_t __real_preadv(int, const struct iovec *, int, off_t);
-ssize_t __real_pwritev(int, const struct iovec *, int, off_t);
 
 int __wrap_pthread_mutex_init(pthread_mutex_t *m,
                               const pthread_mutexattr_t *attr)
@@ -397,7 +402,7 @@ static void take(struct mutex *m)
 
 int __wrap_pthread_mutex_lock(pthread_mutex_t *m)
 {
-    point();
+    sched_point();
     take((struct mutex *)m);
     return 0;
 }
@@ -512,7 +517,7 @@ int __wrap_pthread_rwlock_rdlock(pthread_rwlock_t *l)
 {
     struct rwlock *rw = (struct rwlock *)l;
 
-    point();
+    sched_point();
     while (rw->writer)
         wait_for(FOR_READ, rw);
     rw->readers++;
@@ -523,7 +528,7 @@ int __wrap_pthread_rwlock_tryrdlock(pthread_rwlock_t *l)
 {
     struct rwlock *rw = (struct rwlock *)l;
 
-    point();
+    sched_point();
     if (rw->writer)
         return 16;              /* EBUSY */
     rw->readers++;
@@ -534,7 +539,7 @@ int __wrap_pthread_rwlock_wrlock(pthread_rwlock_t *l)
 {
     struct rwlock *rw = (struct rwlock *)l;
 
-    point();
+    sched_point();
     while (rw->writer || rw->readers)
         wait_for(FOR_WRITE, rw);
     rw->writer = s.current + 1;
@@ -570,25 +575,5 @@ int __wrap_pthread_join(pthread_t thread, void **result)
 
     if (result)
         *result = value;
-    return 0;
-}
-
-ssize_t __wrap_preadv(int fd, const struct iovec *iov, int n, off_t off)
-{
-    point();
-    return __real_preadv(fd, iov, n, off);
-}
-
-ssize_t __wrap_pwritev(int fd, const struct iovec *iov, int n, off_t off)
-{
-    point();
-    return __real_pwritev(fd, iov, n, off);
-}
-
-/* Nothing is lost here but time. */
-int __wrap_fdatasync(int fd)
-{
-    (void)fd;
-    point();
     return 0;
 }

@@ -30,4 +30,10 @@ bool sched_explore(const struct sched_plan *plan, bool fn(void *),
 
 /* Within fn: run these threads until all have ended, with choices. */
 void sched_together(void *(*fn)(void *), void **args, unsigned n);
+
+/* Where another thread may get in between, if there are choices now. */
+void sched_point(void);
+bool sched_is_choosing(void);
+/* Something has happened after which random schedules shall switch often. */
+void sched_stir(void);
 #endif

@@ -1,4 +1,5 @@
-/* The workloads and the shapes of image: two tables. */
+/* The workloads, the shapes of image, and what has found something: three
+ * tables. */
 #include "race.h"
 
 #include <stddef.h>
@@ -78,6 +79,39 @@ const struct work works[] = {
       .before = { { WRITE, 0, 4 }, { WRITE, 40, 6 } },
       .actors = { { { COMMIT, 0, 0 } }, { { WRITE, 2, 4 } },
                   { { READ, 0, 8 }, { READ, 40, 8 } } } },
+    { .name = "commit",
+      .commits = true, .whole = true,
+      .before = { { WRITE, 0, 4 }, { ZERO, 22, 6 }, { WRITE, 40, 6 },
+                  { WRITE, 70, 8 }, { WRITE, 120, 2 } },
+      .actors = { { { COMMIT, 0, 0 } } } },
+    { .name = "commit-and-others",
+      .commits = true, .whole = true,
+      .before = { { WRITE, 0, 40 }, { ZERO, 42, 6 }, { WRITE, 90, 30 } },
+      .actors = { { { COMMIT, 0, 0 } }, { { READ, 0, 128 } },
+                  { { WRITE, 30, 20 }, { DISCARD, 94, 8 } } } },
+    { .name = "rebase",
+      .rebases = true, .whole = true,
+      .before = { { WRITE, 3, 4 }, { ZERO, 22, 6 }, { WRITE, 70, 8 } },
+      .actors = { { { REBASE, 0, 0 } } } },
+    { .name = "rebase-and-others",
+      .rebases = true, .whole = true,
+      .before = { { WRITE, 0, 4 }, { WRITE, 40, 6 } },
+      .actors = { { { REBASE, 0, 0 } }, { { READ, 0, 128 } },
+                  { { WRITE, 50, 20 }, { FLUSH, 0, 0 } } } },
+    { .name = "copy",
+      .whole = true,
+      .before = { { WRITE, 0, 4 }, { WRITE, 40, 6 }, { WRITE, 100, 8 } },
+      .actors = { { { COPY, 0, 0 }, { FLUSH, 0, 0 } } } },
+    { .name = "copy-and-others",
+      .whole = true,
+      .before = { { WRITE, 20, 30 } },
+      .actors = { { { COPY, 0, 0 } }, { { READ, 0, 128 } },
+                  { { WRITE, 30, 10 }, { DISCARD, 64, 8 },
+                    { FLUSH, 0, 0 } } } },
+    { .name = "compare",
+      .whole = true,
+      .before = { { WRITE, 0, 8 }, { WRITE, 40, 6 }, { ZERO, 70, 8 } },
+      .actors = { { { COMPARE, 0, 0 } }, { { READ, 0, 50 } } } },
     { .name = "grow-and-write",
       .before = { { WRITE, 0, 4 } },
       .actors = { { { GROW, 0, 0 } }, { { WRITE, 2, 4 } },
@@ -114,9 +148,24 @@ const struct shape shapes[] = {
     { .name = "evicting", .format = "qcow2", .cluster = 512,
       .snapshots = true, .tiny_cache = true,
       .settings = { "cluster_size=512" } },
+    { .name = "wide", .format = "qcow2", .cluster = 512, .backing = true,
+      .snapshots = true, .quarter = 2048,
+      .settings = { "cluster_size=512" } },
+    { .name = "wide-qcow2", .format = "qcow2", .cluster = 512,
+      .backing = true, .snapshots = true, .tiny_cache = true,
+      .image_below = true, .quarter = 2048,
+      .settings = { "cluster_size=512" } },
     { .name = "vdi", .format = "vdi", .cluster = 65536,
       .settings = { "block_size=65536" } },
     { .name = "vmdk", .format = "vmdk", .cluster = 65536 },
     { .name = "qcow", .format = "qcow", .cluster = 4096, .backing = true },
     { .name = NULL }
+};
+
+const struct kept kept[] = {
+    /* What a worker could not look up was zeros for the next. */
+    { "overlay", "commit", 5 }, { "wide-qcow2", "commit", 8 },
+    /* A disk that could not be cut showed its base there. */
+    { "qcow", "shrink-and-read", 8 },
+    { NULL, NULL, 0 }
 };
