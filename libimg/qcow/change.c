@@ -113,12 +113,14 @@ static int longer_l1(struct img_layer *layer, uint64_t n,
     return r;
 }
 
+/* What is cut off goes after the size, for without it the disk would show what
+ * lies below there; who grows clears first, whatever a cut has left. */
 int img_qcow_resize(struct img_layer *layer, uint64_t size,
                     enum img_prealloc prealloc, struct img_error *err)
 {
     struct img_qcow *q = layer->state;
     uint8_t header[QCOW_HEADER_LEN];
-    uint64_t n;
+    uint64_t n, old = layer->size;
     int r;
 
     if (prealloc != IMG_PREALLOC_OFF)
@@ -133,8 +135,8 @@ int img_qcow_resize(struct img_layer *layer, uint64_t size,
         return img_fail(err, EFBIG, "%s: a disk of %llu bytes is too large",
                         layer->path, (unsigned long long)size);
     r = img_qcow_sync(layer, err);
-    if (r == 0)
-        r = clear_from(layer, IMG_MIN(size, layer->size), err);
+    if (r == 0 && size >= old)
+        r = clear_from(layer, old, err);
     if (r < 0)
         return r;
     memcpy(header, q->header, sizeof header);
@@ -148,7 +150,7 @@ int img_qcow_resize(struct img_layer *layer, uint64_t size,
     q->l1_off = img_get_be64(header + QCOW_L1_OFF_AT);
     q->l1_n = n;
     layer->size = size;
-    return 0;
+    return size < old ? clear_from(layer, size, err) : 0;
 }
 
 int img_qcow_set_backing(struct img_layer *layer, const char *name,
