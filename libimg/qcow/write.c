@@ -445,14 +445,19 @@ int img_qcow_sync(struct img_layer *layer, struct img_error *err)
     struct batch b;
     int r;
 
-    if (!layer->writable || layer->broken)
+    if (!layer->writable)
         return 0;
     img_lock(&q->sync_lock);
     img_write_lock(&q->lock);
     r = collect(layer, &b, err);
     img_rw_unlock(&q->lock);
     if (r == 0) {
-        r = write_batch(layer, &b, err);
+        if (layer->broken && (b.l1 || !img_stage_is_empty(b.stage)))
+            r = img_fail(err, EIO, "%s: was found to be corrupt and is not "
+                         "written any more; what was written since the last "
+                         "flush is lost", layer->path);
+        else
+            r = write_batch(layer, &b, err);
         settle(q, &b, r == 0);
         if (r == 0 && b.freed)
             discard_freed(layer, b.freed);

@@ -218,6 +218,8 @@ static int raw_resize(struct img_layer *l, uint64_t size,
         r = img_file_truncate(f, size, err);
     else if (size > length)
         r = grow(f, length, size, prealloc, err);
+    if (r < 0 && size > length)
+        img_file_truncate(f, length, NULL);     /* the disk is no longer */
     if (r == 0)
         r = keep_length(l, size, err);
     if (r == 0)

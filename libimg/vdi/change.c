@@ -261,9 +261,12 @@ static int grow(struct img_layer *layer, uint64_t size, uint32_t blocks,
         if (r == 0)
             r = switch_shape(layer, size, blocks, err);
     }
-    if (r == 0)
+    if (r == 0) {
         v->blocks = blocks;
-    img_vdi_count(v);
+        img_vdi_count(v);
+    } else {
+        img_vdi_recount(v);
+    }
     if (!layer->files[0]->is_device)
         v->zero_from = v->file_len;
     return r == 0 && v->type == VDI_STATIC ? allocate_from(layer, had, err)

@@ -311,9 +311,12 @@ int img_vdi_set_backing(struct img_layer *layer, const char *name,
 {
     struct img_vdi *v = layer->state;
     char *new_name = NULL, *new_format = NULL;
+    enum vdi_type type = v->type;
+    uint8_t old[VDI_HEADER_BYTES];
     bool some = name && *name;
     int r = 0;
 
+    memcpy(old, v->header, sizeof old);
     if (some && fmt && strcmp(fmt, "vdi"))
         return img_fail(err, ENOTSUP, "%s: only a VDI image can be below a "
                         "VDI image, not %s", layer->path, fmt);
@@ -333,6 +336,9 @@ int img_vdi_set_backing(struct img_layer *layer, const char *name,
         r = img_vdi_sync(layer, err);
     }
     if (r < 0) {
+        memcpy(v->header, old, sizeof old);
+        v->header_dirty = true;
+        v->type = type;
         free(new_name);
         free(new_format);
         return r;

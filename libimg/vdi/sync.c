@@ -170,10 +170,17 @@ int img_vdi_sync(struct img_layer *layer, struct img_error *err)
     struct img_vdi *v = layer->state;
     int r;
 
-    if (!layer->writable || layer->broken)
+    if (!layer->writable)
         return 0;
     img_lock(&v->sync_lock);
-    r = sync_locked(layer, err);
+    if (!layer->broken)
+        r = sync_locked(layer, err);
+    else if (v->map_dirty || v->header_dirty)
+        r = img_fail(err, EIO, "%s: was found to be corrupt and is not "
+                     "written any more; what was written since the last flush "
+                     "is lost", layer->path);
+    else
+        r = img_file_sync(layer->files[0], err);
     img_unlock(&v->sync_lock);
     return r;
 }
@@ -279,6 +286,23 @@ void img_vdi_count(struct img_vdi *v)
             break;
 }
 
+/* The same where the map on the disk may not be the one in memory: no block
+ * that it names is free before the next sync. */
+void img_vdi_recount(struct img_vdi *v)
+{
+    uint32_t next = v->next;
+    struct img_vdi_list all;
+
+    img_vdi_count(v);
+    for (uint32_t i = v->next; i < next; i++)
+        if (img_vdi_list_push(&v->free, i) < 0)
+            break;
+    v->next = IMG_MAX(v->next, next);
+    all = v->free;
+    v->free = v->freed;
+    v->freed = all;
+}
+
 /* Copies every block from `used` on to a hole below, then says so in the
  * map. */
 static int move_down(struct img_layer *layer, struct img_vdi *v,
@@ -322,6 +346,8 @@ static int cut(struct img_layer *layer, struct img_vdi *v, uint32_t used,
     uint64_t end = v->data_off + used * v->stride, size;
     int r;
 
+    /* As long as the file is not cut. */
+    v->zero_from = IMG_MAX(v->zero_from, v->data_off + v->next * v->stride);
     v->next = used;
     v->free.n = v->freed.n = 0;
     if (img_get_le32(v->header + VDI_ALLOCATED_AT) != used) {
@@ -362,7 +388,7 @@ int img_vdi_pack(struct img_layer *layer, const struct img_job *job,
     if (r == 0)
         r = cut(layer, v, used, err);
     else
-        img_vdi_count(v);       /* some holes may have been filled */
+        img_vdi_recount(v);     /* some holes may have been filled */
     img_unlock(&v->sync_lock);
     return r;
 }

@@ -84,9 +84,7 @@ static int vdi_finish(struct img_layer *layer, struct img_error *err)
     struct img_vdi *v = layer->state;
     uint64_t end = v->data_off + v->next * v->stride;
 
-    if (layer->broken)
-        return 0;
-    if (!layer->repair && (v->free.n || v->freed.n ||
+    if (!layer->repair && !layer->broken && (v->free.n || v->freed.n ||
                            (v->grown && v->file_len > end)))
         return img_vdi_pack(layer, NULL, err);
     return img_vdi_sync(layer, err);

@@ -167,6 +167,7 @@ int img_vdi_pack(struct img_layer *layer, const struct img_job *job,
 /* Finds out `next` and the holes from a map that has no place twice; without
  * requests in flight. */
 void img_vdi_count(struct img_vdi *v);
+void img_vdi_recount(struct img_vdi *v);
 /* Copies one block (extra bytes too) from number `from` to number `to`. */
 int img_vdi_copy_block(struct img_layer *layer, uint32_t from, uint32_t to,
                        void *buf, size_t buf_len, struct img_error *err);

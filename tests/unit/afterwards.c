@@ -504,6 +504,126 @@ static void test_half_a_repair(void **state)
     }
 }
 
+/* ---- VDI, raw -------------------------------------------------------------- */
+
+static void put_mib(struct img_disk *d, char what, unsigned at)
+{
+    static char b[M];
+
+    memset(b, what, M);
+    assert_ok(img_pwrite(d, b, M, (uint64_t)at * M, 0, &err), err);
+}
+
+static void expect_byte(struct img_disk *d, char what, uint64_t off)
+{
+    char b;
+
+    assert_ok(img_pread(d, &b, 1, off, &err), err);
+    assert_int_equal(b, what);
+}
+
+/* Blocks were moved down, but the file still holds what was in them: it is
+ * not shown when they are used again. */
+static void test_vdi_not_cut(void **state)
+{
+    const char *compact[] = { "compact=on", NULL };
+    bool failed = true;
+
+    for (long n = 1; failed; n++) {
+        struct img_disk *d;
+
+        assert_ok(make("v", "vdi", 8 * M, NULL, NULL, 0, NULL), err);
+        d = open_as("v", "vdi", IMG_OPEN_WRITE | IMG_OPEN_NO_SYNC);
+        put_mib(d, 0, 0);
+        put_mib(d, 'x', 1);
+        put_mib(d, 'y', 2);
+        fail_at(SHIM_SPACE | SHIM_WRITE, n);
+        img_amend(d, compact, NULL, &err);
+        failed = has_failed();
+        assert_ok(img_pwrite(d, "n", 1, 5 * M, 0, &err), err);
+        for (unsigned k = 0; k < 2; k++) {
+            expect_byte(d, 0, 0);
+            expect_byte(d, 'x', M);
+            expect_byte(d, 'y', 3 * M - 1);
+            expect_byte(d, 'n', 5 * M);
+            expect_byte(d, 0, 5 * M + 1);
+            expect_byte(d, 0, 6 * M - 1);
+            assert_ok(img_close(d, &err), err);
+            d = open_as("v", "vdi", IMG_OPEN_WRITE | IMG_OPEN_NO_SYNC);
+        }
+        assert_ok(img_close(d, &err), err);
+    }
+}
+
+/* A link to no parent that was not written is none. */
+static void test_vdi_not_linked(void **state)
+{
+    struct img_rebase_options o = IMG_REBASE_OPTIONS;
+    struct img_disk *d;
+
+    assert_ok(make("base.vdi", "vdi", 2 * M, NULL, NULL, 0, NULL), err);
+    d = open_as("base.vdi", "vdi", IMG_OPEN_WRITE);
+    put_mib(d, 'b', 0);
+    assert_ok(img_close(d, &err), err);
+    assert_ok(make("diff.vdi", "vdi", 2 * M, "base.vdi", "vdi", 0, NULL),
+              err);
+    d = open_as("diff.vdi", "vdi", IMG_OPEN_WRITE);
+    o.backing = "";
+    o.unsafe = true;
+    fail_at(SHIM_WRITE, 1);
+    assert_int_equal(img_rebase(d, &o, NULL, &err), -ENOSPC);
+    assert_true(has_failed());
+    expect_byte(d, 'b', 0);
+    assert_ok(img_close(d, &err), err);
+    d = open_as("diff.vdi", "vdi", 0);
+    expect_byte(d, 'b', 0);
+    assert_ok(img_close(d, &err), err);
+}
+
+/* What is not written any more is not flushed either. */
+static void test_broken(void **state)
+{
+    static const char *const formats[] = { "vdi", "qcow", "vmdk" };
+
+    for (size_t i = 0; i < IMG_COUNT(formats); i++)
+        for (unsigned flushed = 0; flushed < 2; flushed++) {
+            struct img_disk *d;
+            int r;
+
+            assert_ok(make("w", formats[i], 8 * M, NULL, NULL, 0, NULL), err);
+            d = open_as("w", formats[i], IMG_OPEN_WRITE);
+            put_mib(d, 'x', 0);
+            if (flushed)
+                assert_ok(img_flush(d, &err), err);
+            img_layer_break(d->chain->layers[0]);
+            r = img_flush(d, &err);
+            assert_int_equal(r < 0, img_close(d, NULL) < 0);
+            d = open_as("w", formats[i], 0);
+            if (r == 0)
+                expect_byte(d, 'x', 0);
+            assert_true(r == 0 || !flushed);
+            assert_ok(img_close(d, &err), err);
+        }
+}
+
+/* A raw disk that could not grow is as long as it was. */
+static void test_raw_not_grown(void **state)
+{
+    struct img_disk *d;
+
+    assert_ok(make("r", "raw", M, NULL, NULL, 0, NULL), err);
+    d = open_as("r", "raw", IMG_OPEN_WRITE);
+    fail_at(SHIM_WRITE, 2);
+    assert_int_equal(img_resize(d, 4 * M, false, IMG_PREALLOC_FULL, NULL,
+                                &err), -ENOSPC);
+    assert_true(has_failed());
+    assert_int_equal(img_size(d), M);
+    assert_ok(img_close(d, &err), err);
+    d = open_as("r", "raw", 0);
+    assert_int_equal(img_size(d), M);
+    assert_ok(img_close(d, &err), err);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -517,6 +637,10 @@ int main(void)
         cmocka_unit_test(test_data_file_stays_raw),
         cmocka_unit_test(test_chain_room),
         cmocka_unit_test(test_half_a_repair),
+        cmocka_unit_test(test_vdi_not_cut),
+        cmocka_unit_test(test_vdi_not_linked),
+        cmocka_unit_test(test_broken),
+        cmocka_unit_test(test_raw_not_grown),
     };
 
     return cmocka_run_group_tests(tests, folder_set_up, folder_tear_down);
