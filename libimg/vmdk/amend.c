@@ -21,18 +21,20 @@ static int store_embedded(struct img_layer *layer, const char *text,
 {
     struct vmdk_state *st = layer->state;
     size_t room = (size_t)st->text_room, had, end, own;
-    img_autofree char *buf = NULL;
+    img_autofree char *buf = NULL, *before = NULL;
     int r;
 
     if (len >= room)
         return img_fail(err, ENOSPC, "%s: the descriptor needs %zu bytes, "
                         "there is room for %zu", layer->path, len + 1, room);
     buf = malloc(room);
-    if (!buf)
+    before = malloc(room);
+    if (!buf || !before)
         return img_fail_nomem(err);
     r = img_file_pread(layer->files[0], buf, room, st->text_off, err);
     if (r)
         return r;
+    memcpy(before, buf, room);
     had = strnlen(buf, room);
     own = (size_t)IMG_MIN(img_round_up(had + 1, VMDK_SECTOR), (uint64_t)room);
     if (len >= own && !img_is_zero(buf + own, len + 1 - own))
@@ -43,7 +45,10 @@ static int store_embedded(struct img_layer *layer, const char *text,
     memset(buf, 0, end);
     memcpy(buf, text, len);
     end = (size_t)img_round_up(end, VMDK_SECTOR);
-    return img_file_pwrite(layer->files[0], buf, end, st->text_off, err);
+    r = img_file_pwrite(layer->files[0], buf, end, st->text_off, err);
+    if (r)                      /* not a half of each */
+        img_file_pwrite(layer->files[0], before, end, st->text_off, NULL);
+    return r;
 }
 
 int img_vmdk_text_store(struct img_layer *layer, struct img_error *err)
@@ -72,6 +77,23 @@ int img_vmdk_text_store(struct img_layer *layer, struct img_error *err)
             r = img_file_truncate(layer->files[0], len, err);
     }
     free(text);
+    return r;
+}
+
+/* The same for a new text: where this fails the one before is on the disk
+ * again, if that can still be. */
+static int store_instead(struct img_layer *layer, struct vmdk_text *before,
+                         struct img_error *err)
+{
+    struct vmdk_state *st = layer->state;
+    struct vmdk_text *text = st->text;
+    int r = img_vmdk_text_store(layer, err);
+
+    if (r) {
+        st->text = before;
+        img_vmdk_text_store(layer, NULL);
+        st->text = text;
+    }
     return r;
 }
 
@@ -233,7 +255,7 @@ int img_vmdk_set_backing(struct img_layer *layer, const char *name,
     if (r == 0)
         r = img_vmdk_text_set(st->text, "parentFileNameHint", name, err);
     if (r == 0)
-        r = img_vmdk_text_store(layer, err);
+        r = store_instead(layer, before, err);
     if (r) {
         if (st->text != before)
             img_vmdk_text_free(st->text);
@@ -329,7 +351,7 @@ int img_vmdk_amend(struct img_layer *layer, const char *const *settings,
     for (; settings && *settings && r == 0; settings++)
         r = amend_one(st->text, *settings, err);
     if (r == 0)
-        r = img_vmdk_text_store(layer, err);
+        r = store_instead(layer, before, err);
     if (r) {
         img_vmdk_text_free(st->text);
         st->text = before;

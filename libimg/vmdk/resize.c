@@ -253,6 +253,9 @@ static int grow_tables(struct vmdk_sparse *s, uint64_t capacity,
     if (r == 0)
         r = img_vmdk_write_header(s, capacity, gd_off, rgd_off, err);
     if (r) {
+        /* Not zeros any more, and perhaps the header names it. */
+        if (n > s->n_gd && s->file_len >= end)
+            s->next = end;
         free(gd);
         free(rgd);
         return r;

@@ -624,6 +624,81 @@ static void test_raw_not_grown(void **state)
     assert_ok(img_close(d, &err), err);
 }
 
+/* ---- VMDK ------------------------------------------------------------------ */
+
+/* A grain directory that moved for a larger disk, which did not come about,
+ * is not shown by the grain that takes its place. */
+static void test_vmdk_not_grown(void **state)
+{
+    bool failed = true;
+
+    for (long n = 1; failed; n++) {
+        struct img_disk *d;
+        char b[64 * K];
+
+        assert_ok(make("g", "vmdk", 4096 * (uint64_t)M, NULL, NULL, 0, NULL),
+                  err);
+        d = open_as("g", "vmdk", IMG_OPEN_WRITE | IMG_OPEN_NO_SYNC);
+        put_mib(d, 'x', 0);
+        assert_ok(img_flush(d, &err), err);
+        fail_at(SHIM_WRITE, n);
+        img_resize(d, 8192 * (uint64_t)M, false, IMG_PREALLOC_OFF, NULL,
+                   &err);
+        failed = has_failed();
+        for (unsigned i = 0; i < 4; i++)
+            assert_ok(img_pwrite(d, "n", 1, (2 + i) * M, 0, &err), err);
+        for (unsigned k = 0; k < 2; k++) {
+            for (unsigned i = 0; i < 4; i++) {
+                assert_ok(img_pread(d, b, sizeof b, (2 + i) * M, &err), err);
+                assert_int_equal(b[0], 'n');
+                for (size_t c = 1; c < sizeof b; c++)
+                    assert_int_equal(b[c], 0);
+            }
+            expect_byte(d, 'x', M - 1);
+            assert_ok(img_close(d, &err), err);
+            d = open_as("g", "vmdk", IMG_OPEN_WRITE | IMG_OPEN_NO_SYNC);
+        }
+        assert_ok(img_close(d, &err), err);
+    }
+}
+
+/* Of a descriptor that was written by half, the old one is there again. */
+static void test_vmdk_half_a_text(void **state)
+{
+    const char *amend[] = { "toolsversion=1234567890", "cid=12345678", NULL };
+    struct img_rebase_options o = IMG_REBASE_OPTIONS;
+    char base[206];
+
+    memset(base, 'b', 200);
+    memcpy(base + 200, ".vmdk", 6);
+    assert_ok(make(base, "vmdk", 2 * M, NULL, NULL, 0, NULL), err);
+    o.backing = "";
+    o.unsafe = true;
+    for (size_t i = 0; i < 2; i++) {
+        struct img_disk *d = open_as(base, "vmdk", IMG_OPEN_WRITE);
+        char was[8192] = "", is[8192] = "";
+        int fd;
+
+        put_mib(d, 'b', 0);
+        assert_ok(img_close(d, &err), err);
+        assert_ok(make("o.vmdk", "vmdk", 2 * M, base, "vmdk", 0, NULL), err);
+        fd = open(in_folder("o.vmdk"), O_RDONLY);
+        assert_true(pread(fd, was, sizeof was, 512) > 0);
+        assert_true(strlen(was) > 512);
+        d = open_as("o.vmdk", "vmdk", IMG_OPEN_WRITE);
+        fail_at(SHIM_WRITE, 1);
+        fault.torn = true;
+        assert_int_equal(i ? img_amend(d, amend, NULL, &err)
+                           : img_rebase(d, &o, NULL, &err), -ENOSPC);
+        assert_true(has_failed());
+        expect_byte(d, 'b', 0);
+        assert_ok(img_close(d, &err), err);
+        assert_true(pread(fd, is, sizeof is, 512) > 0);
+        assert_string_equal(was, is);
+        close(fd);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -641,6 +716,8 @@ int main(void)
         cmocka_unit_test(test_vdi_not_linked),
         cmocka_unit_test(test_broken),
         cmocka_unit_test(test_raw_not_grown),
+        cmocka_unit_test(test_vmdk_not_grown),
+        cmocka_unit_test(test_vmdk_half_a_text),
     };
 
     return cmocka_run_group_tests(tests, folder_set_up, folder_tear_down);

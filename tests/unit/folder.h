@@ -8,7 +8,7 @@ static struct img_error err;
 
 static inline char *in_folder(const char *name)
 {
-    static char path[8][128];
+    static char path[8][300];
     static int turn;
 
     turn = (turn + 1) % 8;
