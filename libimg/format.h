@@ -48,7 +48,7 @@ struct img_layer {
     int (*open_file)(struct img_layer *, const char *name, bool writable,
                      struct img_file **, struct img_error *);
     /* Changing the files that the image is made of, by the same policy; from
-     * resize alone.  -ENOTSUP where the image did not come by its name.
+     * resize, amend and set_backing alone.  -ENOTSUP where the image did not come by its name.
      * make_file: empty, writable, without its name until replace.  It is the
      * hooks' until then.  -EEXIST: something has that name. */
     int (*make_file)(struct img_layer *, const char *name, struct img_file **,
@@ -57,7 +57,8 @@ struct img_layer {
      * files[]; then files[0] becomes a file of these bytes, all of it
      * durable.  A crash leaves the old image or the new one.  *done: that has
      * happened, whatever the result (it may not be durable then); else what
-     * was made is gone and all is as it was. */
+     * was made is gone and all is as it was.  -ENOTSUP: files[0] has to stay
+     * the file it is. */
     int (*replace)(struct img_layer *, const void *buf, size_t len,
                    bool *done, struct img_error *);
     void (*unmake_files)(struct img_layer *);

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <libgen.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -21,6 +22,8 @@ void record_end(struct record *r)
         free(r->log[i].data);
     for (unsigned i = 0; i < r->n_files; i++)
         free(r->first[i]);
+    for (unsigned i = 0; i < r->n_names; i++)
+        free(r->name[i]);
     free(r->log);
     pthread_mutex_destroy(&r->lock);
 }
@@ -43,6 +46,46 @@ int record_watch(struct record *r, const char *path)
     close(fd);
     r->n_files++;
     return (int)i;
+}
+
+/* An empty file, or a folder, of which only syncs count. */
+static unsigned watch_empty(struct record *r, const struct stat *st)
+{
+    unsigned i = r->n_files;
+
+    if (i == RECORD_FILES)
+        abort();
+    r->device[i] = st->st_dev;
+    r->inode[i] = st->st_ino;
+    r->n_files++;
+    return i;
+}
+
+int record_watch_name(struct record *r, const char *path, int file)
+{
+    unsigned i = r->n_names;
+    struct stat st;
+    char *folder;
+
+    if (i == RECORD_NAMES)
+        abort();
+    r->name[i] = strdup(path);
+    folder = strdup(path);
+    if (!folder || !r->name[i] || stat(dirname(folder), &st) < 0)
+        abort();
+    free(folder);
+    r->had[i] = (unsigned)file;
+    r->folder[i] = watch_empty(r, &st);
+    r->n_names++;
+    return (int)i;
+}
+
+void record_new_file(struct record *r, int fd)
+{
+    struct stat st;
+
+    if (r && r->n_names && syscall(SYS_fstat, fd, &st) == 0)
+        watch_empty(r, &st);
 }
 
 /* ---- the log ----------------------------------------------------------- */
@@ -157,6 +200,27 @@ size_t record_begin_sync(struct record *r, int fd)
 
     return file < 0 ? (size_t)RECORD_NONE :
         add(r, file, (struct record_entry) { .kind = RECORD_SYNC });
+}
+
+size_t record_begin_rename(struct record *r, const char *from,
+                           const char *to)
+{
+    uint64_t size;
+    int fd, file;
+
+    for (unsigned i = 0; r && i < r->n_names; i++) {
+        if (strcmp(r->name[i], to))
+            continue;
+        fd = (int)syscall(SYS_openat, AT_FDCWD, from, O_PATH | O_CLOEXEC);
+        file = file_of(r, fd, &size);
+        close(fd);
+        if (file < 0)
+            abort();
+        return add(r, (int)r->folder[i], (struct record_entry) {
+            .kind = RECORD_RENAME, .off = i, .len = (uint64_t)file
+        });
+    }
+    return (size_t)RECORD_NONE;
 }
 
 /* ---- states ------------------------------------------------------------ */
@@ -284,4 +348,19 @@ void record_state(const struct record_point *p, record_choose_fn *choose,
                   record_is_durable(p->r, i, p->n) ? NULL : choose, opaque);
     *data = s.data;
     *len = s.len;
+}
+
+unsigned record_named(const struct record *r, unsigned name, size_t n,
+                      record_choose_fn *choose, void *opaque)
+{
+    unsigned file = r->had[name];
+
+    for (size_t i = 0; i < n; i++) {
+        const struct record_entry *e = &r->log[i];
+
+        if (e->kind == RECORD_RENAME && e->off == name &&
+            (record_is_durable(r, i, n) || choose(opaque, i, 0)))
+            file = (unsigned)e->len;
+    }
+    return file;
 }

@@ -3,7 +3,8 @@
  *
  * Of what a finished sync covers, all is there.  Of what came later, any
  * sectors of any writes may be, in the order in which they were written, and
- * the length of the file on its own. */
+ * the length of the file on its own.  A name that was given to another file
+ * leads to that one for certain when the folder was synced. */
 #ifndef TESTS_RECORD_H
 #define TESTS_RECORD_H
 #include <pthread.h>
@@ -13,9 +14,13 @@
 #include <sys/types.h>
 #include <sys/uio.h>
 
-enum { RECORD_FILES = 8, RECORD_SECTOR = 512 };
+enum { RECORD_FILES = 16, RECORD_NAMES = 2, RECORD_SECTOR = 512 };
 
-enum record_kind { RECORD_WRITE, RECORD_ZERO, RECORD_TRUNCATE, RECORD_SYNC };
+enum record_kind {
+    RECORD_WRITE, RECORD_ZERO, RECORD_TRUNCATE, RECORD_SYNC,
+    RECORD_RENAME               /* file: the folder; off: number of the name;
+                                   len: of the file that gets it */
+};
 
 struct record_entry {
     enum record_kind kind;
@@ -36,12 +41,18 @@ struct record {
     ino_t inode[RECORD_FILES];
     uint8_t *first[RECORD_FILES];       /* content before the first entry */
     uint64_t first_len[RECORD_FILES];
+    unsigned n_names;
+    char *name[RECORD_NAMES];
+    unsigned folder[RECORD_NAMES], had[RECORD_NAMES];   /* files' numbers */
 };
 
 void record_begin(struct record *r);
 void record_end(struct record *r);
 /* From now on changes of this file are noted; its number is returned. */
 int record_watch(struct record *r, const char *path);
+/* And which file has this name, given as the library will; `file` does now.
+ * New files are watched from then on, whatever their names. */
+int record_watch_name(struct record *r, const char *path, int file);
 
 /* What the shim calls around a system call.  NONE: the file is not watched,
  * or r is NULL. */
@@ -52,6 +63,9 @@ size_t record_begin_space(struct record *r, int fd, int mode, off_t off,
                           off_t len);
 size_t record_begin_truncate(struct record *r, int fd, off_t len);
 size_t record_begin_sync(struct record *r, int fd);
+size_t record_begin_rename(struct record *r, const char *from,
+                           const char *to);
+void record_new_file(struct record *r, int fd);
 void record_ended(struct record *r, size_t i, bool done);
 
 /* Was it written to at all? */
@@ -80,4 +94,7 @@ void record_point_end(struct record_point *p);
 /* Content of the file if the power fails there.  *data is the caller's. */
 void record_state(const struct record_point *p, record_choose_fn *choose,
                   void *opaque, uint8_t **data, uint64_t *len);
+/* The number of the file that has the name then. */
+unsigned record_named(const struct record *r, unsigned name, size_t n,
+                      record_choose_fn *choose, void *opaque);
 #endif

@@ -249,7 +249,7 @@ off_t lseek(int fd, off_t off, int whence)
 int open(const char *path, int flags, ...)
 {
     mode_t mode = 0;
-    int said;
+    int said, fd;
 
     if (flags & (O_CREAT | O_TMPFILE)) {
         va_list ap;
@@ -262,7 +262,10 @@ int open(const char *path, int flags, ...)
         return said;
     if (fails(SHIM_NAME))
         return -1;
-    return (int)syscall(SYS_openat, AT_FDCWD, path, flags, mode);
+    fd = (int)syscall(SYS_openat, AT_FDCWD, path, flags, mode);
+    if (fd >= 0 && ((flags & O_TMPFILE) == O_TMPFILE || flags & O_EXCL))
+        record_new_file(shim_record, fd);
+    return fd;
 }
 
 int linkat(int from_dir, const char *from, int to_dir, const char *to,
@@ -290,13 +293,17 @@ int link(const char *from, const char *to)
 
 int rename(const char *from, const char *to)
 {
-    int said;
+    int said, r;
+    size_t i;
 
     if (answered("rename", -1, 0, NULL, &said))
         return said;
     if (fails(SHIM_NAME))
         return -1;
-    return (int)syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 0);
+    i = record_begin_rename(shim_record, from, to);
+    r = (int)syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 0);
+    record_ended(shim_record, i, r >= 0);
+    return r;
 }
 
 int renameat2(int from_dir, const char *from, int to_dir, const char *to,

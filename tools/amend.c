@@ -95,7 +95,8 @@ static int run(int argc, char **argv)
         complain("Expecting one image file name");
         return 1;
     }
-    open_expect(argv[0], &args.how, IMG_OPEN_WRITE, CONFINE_FOLDERS);
+    open_expect(argv[0], &args.how, IMG_OPEN_WRITE,
+                CONFINE_FOLDERS | CONFINE_SPLIT);
     for (size_t i = 0; i < settings.n; i++)
         if (!strncmp(settings.list[i], "backing_file=", 13))
             open_expect_below(argv[0], &args.how, settings.list[i] + 13,

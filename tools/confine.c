@@ -220,7 +220,8 @@ static char *look_at(FILE *to, unsigned depth, const char *path,
         below = strdup(info->backing_path);
         *format = info->backing_format ? strdup(info->backing_format) : NULL;
     }
-    /* A VMDK of several files: they come and go with its size. */
+    /* A VMDK of several files: they come and go with its size, and its
+     * descriptor is replaced. */
     if (info && !strcmp(info->format, "vmdk") && img_file_name(disk, 0, 1)) {
         fputc(depth ? 'S' : 's', to);
         fwrite(path, 1, strlen(path) + 1, to);

@@ -17,8 +17,9 @@ enum {
     CONFINE_WRITE_ALL = 2,      /* so are the images below it */
     CONFINE_FOLDERS = 4,        /* the folders of all of them are read */
     CONFINE_SPLIT = 8           /* the size of those that are written may
-                                   change: files come and go beside one that
-                                   is split into files */
+                                   change, or what they say of themselves:
+                                   files come and go beside one that is split
+                                   into files */
 };
 
 /* --no-sandbox, or a command that cannot work inside one; why is for

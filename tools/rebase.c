@@ -80,7 +80,8 @@ static int run(int argc, char **argv)
     }
     /* What is written to is locked all the same, as by qemu-img. */
     args.how.share = false;
-    open_expect(argv[0], &args.how, IMG_OPEN_WRITE, CONFINE_FOLDERS);
+    open_expect(argv[0], &args.how, IMG_OPEN_WRITE,
+                CONFINE_FOLDERS | CONFINE_SPLIT);
     if (args.backing && *args.backing)
         open_expect_below(argv[0], &args.how, args.backing,
                           args.backing_format);

@@ -4,6 +4,11 @@
  * names, and only then the file that refers to them is replaced: a crash
  * leaves the old image, perhaps with files beside it that nothing refers to,
  * or the new one.  Nothing that is there already is ever opened for this.
+ *
+ * Locks: the file that replaces another is locked as that is before it has
+ * the name, and the other one stays locked, so that nobody gets the image
+ * meanwhile, by its name or as it was opened before.
+ *
  * Called by one thread, with no request in flight.
  */
 #include "core/beside.h"
@@ -20,6 +25,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 struct img_made {
@@ -128,6 +134,60 @@ static int name_all(struct img_chain *c, struct img_error *err)
     return r;
 }
 
+/* Labels and access lists; -errno where one of them cannot be kept. */
+static int keep_attributes(int from, int to)
+{
+    enum { NAMES_MAX = 65536, VALUE_MAX = 65536 };
+    img_autofree char *names = malloc(NAMES_MAX + VALUE_MAX);
+    char *value = names + NAMES_MAX;
+    ssize_t n, len;
+
+    if (!names)
+        return -ENOMEM;
+    /* From the folder's default; the old file may have none. */
+    fremovexattr(to, "system.posix_acl_access");
+    n = flistxattr(from, names, NAMES_MAX);
+    if (n < 0)
+        return errno == ENOTSUP ? 0 : -errno;
+    for (const char *name = names; name < names + n;
+         name += strlen(name) + 1) {
+        len = fgetxattr(from, name, value, VALUE_MAX);
+        if (len < 0 || fsetxattr(to, name, value, (size_t)len, 0) < 0)
+            return -errno;
+    }
+    return 0;
+}
+
+/* May another file take the place of the image's own?  It has to be known by
+ * that name and no other, and to be of the same owner. */
+static int check_replaceable(const struct img_layer *l, struct img_file *by,
+                             struct img_error *err)
+{
+    const struct img_file *f = l->files[0];
+    struct stat st, named, is;
+    int r;
+
+    if (f->fd < 0 || fstat(f->fd, &st) < 0 || fstat(by->fd, &is) < 0 ||
+        stat(l->path, &named) < 0 || named.st_dev != st.st_dev ||
+        named.st_ino != st.st_ino)
+        return img_fail(err, ENOTSUP, "%s: is not the file that was opened",
+                        l->path);
+    if (st.st_nlink != 1)
+        return img_fail(err, ENOTSUP, "%s: has another name", l->path);
+    if ((st.st_uid != is.st_uid || st.st_gid != is.st_gid) &&
+        fchown(by->fd, st.st_uid, st.st_gid) < 0)
+        return img_fail(err, ENOTSUP, "%s: another file would not have its "
+                        "owner", l->path);
+    r = fchmod(by->fd, st.st_mode & 07777) < 0 ? -errno :
+        keep_attributes(f->fd, by->fd);
+    if (r == -ENOMEM)
+        return img_fail_nomem(err);
+    if (r < 0)
+        return img_fail(err, ENOTSUP, "%s: another file would not have its "
+                        "attributes", l->path);
+    return 0;
+}
+
 static int write_new(const struct img_chain *c, const struct img_layer *l,
                      const void *buf, size_t len, struct img_output **out,
                      struct img_error *err)
@@ -139,7 +199,21 @@ static int write_new(const struct img_chain *c, const struct img_layer *l,
         *out = NULL;
         return r;
     }
+    /* With new files beside it nothing but a new one will do. */
+    r = check_replaceable(l, img_output_file(*out), c->n_made ? NULL : err);
+    if (r < 0 && !c->n_made)
+        return r;
     return img_file_pwrite(img_output_file(*out), buf, len, 0, err);
+}
+
+/* It stays open, and so locked. */
+static void put_by(struct img_chain *c, struct img_file *file)
+{
+    struct img_file **slot = &c->replaced[c->n_replaced++ %
+                                          IMG_REPLACED_MAX];
+
+    img_file_close(*slot);
+    *slot = file;
 }
 
 /* The layer's from now on; there is room for them. */
@@ -151,7 +225,7 @@ static void adopt(struct img_chain *c, struct img_layer *l,
     first->no_sync = l->files[0]->no_sync;
     img_tcache_forget(c->tables, l->files[0], 0, UINT64_MAX);
     img_zcache_forget_file(c->inflated, l->files[0]);
-    img_file_close(l->files[0]);
+    put_by(c, l->files[0]);
     l->files[0] = first;
     /* Shares more than the locks they were made with, so cannot fail for
      * anybody else's. */
@@ -213,6 +287,13 @@ static void drop_file(struct img_layer *l, bool remove)
         l->warn(l, "%s: is no part of %s any more, but could not be removed",
                 file->path, l->path);
     img_file_close(file);
+}
+
+void img_beside_free(struct img_chain *c)
+{
+    for (unsigned i = 0; i < IMG_REPLACED_MAX; i++)
+        img_file_close(c->replaced[i]);
+    free(c->made);
 }
 
 void img_beside_hooks(struct img_layer *l)

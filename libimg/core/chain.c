@@ -561,7 +561,7 @@ int img_chain_close(struct img_chain *c, struct img_error *err)
     img_flat_free(c->flat);
     img_tcache_free(c->tables);
     img_zcache_free(c->inflated);
-    free(c->made);
+    img_beside_free(c);
     free(c->layers);
     free(c->allow_dir);
     free(c);

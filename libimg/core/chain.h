@@ -4,7 +4,8 @@
 #include "format.h"
 
 enum {
-    IMG_PROBE_BYTES = 64 * 1024 /* that guessing a format looks at */
+    IMG_PROBE_BYTES = 64 * 1024,/* that guessing a format looks at */
+    IMG_REPLACED_MAX = 8
 };
 
 struct img_chain {
@@ -25,6 +26,10 @@ struct img_chain {
     char *allow_dir;            /* opts points to it */
     struct img_made *made;      /* core/beside.c's: files without a name yet */
     unsigned n_made;
+    /* What files were before they were replaced: still locked, for somebody
+     * may have opened one and lock it yet.  The oldest go first. */
+    struct img_file *replaced[IMG_REPLACED_MAX];
+    unsigned n_replaced;
 };
 
 /* Takes fd over if it is not -1, and file if it is not NULL (one of them may

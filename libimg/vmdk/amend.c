@@ -1,131 +1,64 @@
 /* Changing the descriptor of an open image: content ID, parent, entries of
  * the disk data base.
  *
- * The descriptor is written whole.  When that fails the one in memory is as
- * it was, but for a new content ID.
+ * When writing it (store.c) fails the one in memory is as it was.
  */
 #include "vmdk/vmdk.h"
-#include "base/cleanup.h"
-#include "base/iov.h"
 #include "base/strings.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-/* Only the sectors that held the text before, and zeros behind them, are
- * written over: what the header calls the descriptor's room may hold tables
- * and grains all the same.  In the text's own last sector there may be the rest
- * of a longer one: QEMU ends the new one with a NUL. */
-static int store_embedded(struct img_layer *layer, const char *text,
-                          size_t len, struct img_error *err)
-{
-    struct vmdk_state *st = layer->state;
-    size_t room = (size_t)st->text_room, had, end, own;
-    img_autofree char *buf = NULL, *before = NULL;
-    int r;
-
-    if (len >= room)
-        return img_fail(err, ENOSPC, "%s: the descriptor needs %zu bytes, "
-                        "there is room for %zu", layer->path, len + 1, room);
-    buf = malloc(room);
-    before = malloc(room);
-    if (!buf || !before)
-        return img_fail_nomem(err);
-    r = img_file_pread(layer->files[0], buf, room, st->text_off, err);
-    if (r)
-        return r;
-    memcpy(before, buf, room);
-    had = strnlen(buf, room);
-    own = (size_t)IMG_MIN(img_round_up(had + 1, VMDK_SECTOR), (uint64_t)room);
-    if (len >= own && !img_is_zero(buf + own, len + 1 - own))
-        return img_fail(err, ENOSPC, "%s: the descriptor needs %zu bytes, "
-                        "something else begins after %zu",
-                        layer->path, len + 1, own);
-    end = IMG_MAX(len + 1, had);
-    memset(buf, 0, end);
-    memcpy(buf, text, len);
-    end = (size_t)img_round_up(end, VMDK_SECTOR);
-    r = img_file_pwrite(layer->files[0], buf, end, st->text_off, err);
-    if (r)                      /* not a half of each */
-        img_file_pwrite(layer->files[0], before, end, st->text_off, NULL);
-    return r;
-}
-
-int img_vmdk_text_store(struct img_layer *layer, struct img_error *err)
-{
-    struct vmdk_state *st = layer->state;
-    uint64_t had;
-    size_t len;
-    char *text;
-    int r;
-
-    if (!st->text)
-        return img_fail(err, ENOTSUP, "%s: has no descriptor", layer->path);
-    text = img_vmdk_text_print(st->text, &len);
-    if (!text)
-        return img_fail_nomem(err);
-    if (st->text_room) {
-        r = store_embedded(layer, text, len, err);
-    } else if (len > VMDK_TEXT_MAX) {
-        r = img_fail(err, EFBIG, "%s: its descriptor would have %zu bytes",
-                     layer->path, len);
-    } else {
-        r = img_file_size(layer->files[0], &had, err);
-        if (r == 0)
-            r = img_file_pwrite(layer->files[0], text, len, 0, err);
-        if (r == 0 && had > len)
-            r = img_file_truncate(layer->files[0], len, err);
-    }
-    free(text);
-    return r;
-}
-
-/* The same for a new text: where this fails the one before is on the disk
- * again, if that can still be. */
-static int store_instead(struct img_layer *layer, struct vmdk_text *before,
-                         struct img_error *err)
-{
-    struct vmdk_state *st = layer->state;
-    struct vmdk_text *text = st->text;
-    int r = img_vmdk_text_store(layer, err);
-
-    if (r) {
-        st->text = before;
-        img_vmdk_text_store(layer, NULL);
-        st->text = text;
-    }
-    return r;
-}
-
-int img_vmdk_text_replace(struct img_layer *layer,
-                          const struct vmdk_text *text, bool *done,
-                          struct img_error *err)
-{
-    size_t len;
-    char *buf = img_vmdk_text_print(text, &len);
-    int r;
-
-    *done = false;
-    if (!buf)
-        r = img_fail_nomem(err);
-    else if (len > VMDK_TEXT_MAX)
-        r = img_fail(err, EFBIG, "%s: too many extents", layer->path);
-    else
-        r = layer->replace(layer, buf, len, done, err);
-    free(buf);
-    return r;
-}
-
 /* A content ID that no copy of this image can have come to have: an overlay
- * knows its parent by it. */
-static int another_cid(const struct vmdk_state *st, uint32_t *cid,
-                       struct img_error *err)
+ * knows its parent by it.  Only the digits in mask are other ones. */
+static int another_cid(const struct vmdk_state *st, uint32_t mask,
+                       uint32_t *cid, struct img_error *err)
 {
     int r;
 
-    do
+    do {
         r = img_vmdk_random_cid(cid, err);
-    while (r == 0 && *cid == st->cid);
+        *cid = (*cid & mask) | (st->cid & ~mask);
+    } while (r == 0 && *cid == st->cid);
+    return r;
+}
+
+/* Where the ID lies across two sectors, or is shorter than 8 digits, so that
+ * all behind it would move, one is wanted that changes one sector.  12 bits
+ * are enough to be another one. */
+static int change_cid(const struct vmdk_state *st, struct vmdk_text **text,
+                      uint32_t *cid, struct img_error *err)
+{
+    size_t digits = 0;
+    uint32_t all, low, masks[5];
+    bool near = false;
+    int r = 0;
+
+    img_vmdk_text_look(st->text, "CID", &digits);
+    all = digits < 8 ? (UINT32_C(1) << 4 * digits) - 1 : UINT32_MAX;
+    low = (UINT32_C(1) << 4 * (digits / 2)) - 1;
+    masks[0] = masks[4] = UINT32_MAX;
+    masks[1] = all;
+    masks[2] = all & ~low;
+    masks[3] = low;
+    *text = NULL;
+    for (size_t i = 0; i < IMG_COUNT(masks) && r == 0 && !near; i++) {
+        if (__builtin_popcount(masks[i]) < 12)
+            continue;
+        img_vmdk_text_free(*text);
+        *text = NULL;
+        r = another_cid(st, masks[i], cid, err);
+        if (r == 0)
+            r = img_vmdk_text_copy(st->text, text, err);
+        if (r == 0)
+            r = img_vmdk_text_set_id(*text, "CID", *cid, err);
+        if (r == 0)
+            r = img_vmdk_text_is_near(st->text, *text, &near, err);
+    }
+    if (r) {
+        img_vmdk_text_free(*text);
+        *text = NULL;
+    }
     return r;
 }
 
@@ -133,22 +66,20 @@ int img_vmdk_touch(struct img_layer *layer, uint64_t off, uint64_t len,
                    struct img_error *err)
 {
     struct vmdk_state *st = layer->state;
+    struct vmdk_text *text;
     uint32_t cid;
+    bool done;
     int r = 0;
 
     img_lock(&st->sync_lock);
     if (!st->touched && st->text &&
         img_vmdk_text_get_id(st->text, "CID", &cid)) {
-        r = another_cid(st, &cid, err);
-        if (r == 0)
-            r = img_vmdk_text_set_id(st->text, "CID", cid, err);
-        if (r == 0)
-            r = img_vmdk_text_store(layer, err);
-        if (r == 0)
-            st->cid = cid;
-        /* Before any byte of what overlays rest on is another. */
-        if (r == 0)
-            r = img_file_sync(layer->files[0], err);
+        r = change_cid(st, &text, &cid, err);
+        /* Durable before any byte of what overlays rest on is another. */
+        if (r == 0) {
+            r = img_vmdk_text_store(layer, text, VMDK_STAY, &done, err);
+            st->cid = done ? cid : st->cid;
+        }
     }
     st->touched |= r == 0;
     img_unlock(&st->sync_lock);
@@ -220,14 +151,29 @@ static int base_cid(struct img_layer *layer, const char *name,
                                "file is needed", layer->path) : 0;
 }
 
+/* The descriptor with another parent; name NULL = none. */
+static int name_parent(const struct vmdk_state *st, const char *name,
+                       uint32_t cid, struct vmdk_text **text,
+                       struct img_error *err)
+{
+    int r = img_vmdk_text_copy(st->text, text, err);
+
+    if (r == 0)
+        r = img_vmdk_text_set_id(*text, "parentCID", cid, err);
+    if (r == 0)
+        r = img_vmdk_text_set(*text, "parentFileNameHint", name, err);
+    return r;
+}
+
 int img_vmdk_set_backing(struct img_layer *layer, const char *name,
                          const char *fmt, const struct img_layer *base,
                          struct img_error *err)
 {
     struct vmdk_state *st = layer->state;
-    struct vmdk_text *before = st->text;
+    struct vmdk_text *text = NULL;
     char *backing = NULL, *backing_format = NULL;
     uint32_t cid = VMDK_NO_PARENT;
+    bool done = false;
     int r = 0;
 
     if (name && !*name)
@@ -249,29 +195,23 @@ int img_vmdk_set_backing(struct img_layer *layer, const char *name,
             r = img_fail_nomem(err);
     }
     if (r == 0)
-        r = img_vmdk_text_copy(before, &st->text, err);
+        r = name_parent(st, name, cid, &text, err);
     if (r == 0)
-        r = img_vmdk_text_set_id(st->text, "parentCID", cid, err);
-    if (r == 0)
-        r = img_vmdk_text_set(st->text, "parentFileNameHint", name, err);
-    if (r == 0)
-        r = store_instead(layer, before, err);
-    if (r) {
-        if (st->text != before)
-            img_vmdk_text_free(st->text);
-        st->text = before;
+        r = img_vmdk_text_store(layer, text, VMDK_MAY_MOVE, &done, err);
+    else
+        img_vmdk_text_free(text);
+    if (!done) {
         free(backing);
         free(backing_format);
         return r;
     }
-    img_vmdk_text_free(before);
     free(layer->backing);
     free(layer->backing_format);
     layer->backing = backing;
     layer->backing_format = backing_format;
     st->parent_cid = cid;
     st->given_below = false;
-    return 0;
+    return r;
 }
 
 static int amend_id(struct vmdk_text *text, const char *key,
@@ -342,21 +282,20 @@ int img_vmdk_amend(struct img_layer *layer, const char *const *settings,
                    const struct img_job *job, struct img_error *err)
 {
     struct vmdk_state *st = layer->state;
-    struct vmdk_text *before = st->text;
+    struct vmdk_text *text;
+    bool done = false;
     int r;
 
-    if (!before)
+    if (!st->text)
         return img_fail(err, ENOTSUP, "%s: has no descriptor", layer->path);
-    r = img_vmdk_text_copy(before, &st->text, err);
+    r = img_vmdk_text_copy(st->text, &text, err);
     for (; settings && *settings && r == 0; settings++)
-        r = amend_one(st->text, *settings, err);
+        r = amend_one(text, *settings, err);
     if (r == 0)
-        r = store_instead(layer, before, err);
-    if (r) {
-        img_vmdk_text_free(st->text);
-        st->text = before;
-    } else {
-        img_vmdk_text_free(before);
+        r = img_vmdk_text_store(layer, text, VMDK_MAY_MOVE, &done, err);
+    else
+        img_vmdk_text_free(text);
+    if (done) {
         img_vmdk_text_get_id(st->text, "CID", &st->cid);
         img_vmdk_text_get_id(st->text, "parentCID", &st->parent_cid);
     }

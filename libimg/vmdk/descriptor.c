@@ -375,8 +375,13 @@ int img_vmdk_text_set_id(struct vmdk_text *t, const char *key, uint32_t id,
                          struct img_error *err)
 {
     char value[12];
+    uint32_t had;
+    size_t len;
+    const char *v = img_vmdk_text_look(t, key, &len);
+    bool fits = v && img_vmdk_id(v, len, &had) &&
+                (len == 8 || id < UINT32_C(1) << 4 * len);
 
-    snprintf(value, sizeof value, "%08x", (unsigned)id);
+    snprintf(value, sizeof value, "%0*x", fits ? (int)len : 8, (unsigned)id);
     return set_entry(t, key, value, false, err);
 }
 

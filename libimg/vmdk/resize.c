@@ -53,50 +53,6 @@ static int change_text(const struct vmdk_state *st,
     return r ? r : img_vmdk_set_cylinders(*text, size, err);
 }
 
-/* Where the folder allows that, a file of its own is replaced, so that no
- * crash shows a part of it. */
-static int store_file(struct img_layer *layer, struct vmdk_text *text,
-                      bool *done, struct img_error *err)
-{
-    struct vmdk_state *st = layer->state;
-    int r;
-
-    *done = false;
-    if (st->text_room)
-        return -ENOTSUP;
-    r = img_vmdk_text_replace(layer, text, done, err);
-    return r == -EACCES || r == -EPERM || r == -EROFS ? -ENOTSUP : r;
-}
-
-/* Durable; takes text over.  *done: it counts from now on, whatever the
- * result; else the old one is on disk again, if that can still be. */
-static int store_text(struct img_layer *layer, struct vmdk_text *text,
-                      bool *done, struct img_error *err)
-{
-    struct vmdk_state *st = layer->state;
-    struct vmdk_text *before = st->text;
-    int r;
-
-    *done = true;
-    if (!text)
-        return 0;
-    r = store_file(layer, text, done, err);
-    st->text = text;
-    if (r == -ENOTSUP) {
-        r = img_vmdk_text_store(layer, err);
-        if (r == 0)
-            r = img_file_sync(layer->files[0], err);
-        *done = r == 0;
-        if (r) {
-            st->text = before;
-            img_vmdk_text_store(layer, NULL);
-        }
-    }
-    st->text = *done ? text : before;
-    img_vmdk_text_free(*done ? before : text);
-    return r;
-}
-
 int img_vmdk_grow_flat(struct img_file *f, const struct vmdk_extent *x,
                        uint64_t len, enum img_prealloc prealloc,
                        struct img_error *err)
@@ -446,7 +402,7 @@ static int resize_last(struct img_layer *layer, struct vmdk_extent *x,
     bool grows = size > layer->size, header_first = header_counts(st, x);
     uint64_t len = size - x->start;
     struct vmdk_text *text;
-    bool done;
+    bool done = true;
     int r;
 
     r = change_text(st, x, size, &text, err);
@@ -459,7 +415,8 @@ static int resize_last(struct img_layer *layer, struct vmdk_extent *x,
         settle_size(layer, x);
         return r;
     }
-    r = store_text(layer, text, &done, err);
+    if (text)
+        r = img_vmdk_text_store(layer, text, VMDK_MAY_MOVE, &done, err);
     if (!done) {
         if (grows)
             img_vmdk_cut_last(layer, x->len, NULL);

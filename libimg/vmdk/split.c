@@ -219,12 +219,12 @@ int img_vmdk_split_grow(struct img_layer *layer, uint64_t size,
     return r;
 }
 
-/* A file that is nothing but this extent.  What else it may be is not ours to
- * remove. */
-static bool is_own(const struct img_layer *layer, const struct vmdk_extent *x)
+/* A file that is nothing but this extent of that descriptor.  What else it may
+ * be is not ours to remove. */
+static bool is_own(const struct img_layer *layer,
+                   const struct vmdk_text *text, const struct vmdk_extent *x)
 {
-    const struct vmdk_state *st = layer->state;
-    const char *name = st->text->extents[x->line].name;
+    const char *name = text->extents[x->line].name;
     struct img_file *f = layer->files[x->file];
     uint64_t len;
 
@@ -239,8 +239,9 @@ static bool is_own(const struct img_layer *layer, const struct vmdk_extent *x)
 
 /* The last extent goes, and its file unless another one lies there too: the
  * first of those has opened it, and nobody a file behind it who is still
- * there. */
-static void drop_last(struct img_layer *layer, bool remove)
+ * there.  text: the descriptor that names it. */
+static void drop_last(struct img_layer *layer, const struct vmdk_text *text,
+                      bool remove)
 {
     struct vmdk_state *st = layer->state;
     struct vmdk_extent *gone = &st->extents[--st->n_extents];
@@ -249,7 +250,7 @@ static void drop_last(struct img_layer *layer, bool remove)
     for (size_t i = 0; i < st->n_extents; i++)
         used |= st->extents[i].kind != VMDK_ZERO &&
                 st->extents[i].file == gone->file;
-    remove = remove && !used && is_own(layer, gone);
+    remove = remove && !used && is_own(layer, text, gone);
     img_vmdk_sparse_free(gone->sparse);
     gone->sparse = NULL;
     if (!used)
@@ -276,7 +277,7 @@ int img_vmdk_split_drop(struct img_layer *layer, uint64_t size,
                         struct img_error *err)
 {
     struct vmdk_state *st = layer->state;
-    struct vmdk_text *text = NULL;
+    struct vmdk_text *text = NULL, *was = NULL;
     size_t keep = st->n_extents;
     struct vmdk_extent *x;
     bool done = false;
@@ -289,6 +290,8 @@ int img_vmdk_split_drop(struct img_layer *layer, uint64_t size,
     if (r == 0)
         r = img_vmdk_sync(layer, err);
     if (r == 0)
+        r = img_vmdk_text_copy(st->text, &was, err);
+    if (r == 0)
         r = img_vmdk_text_copy(st->text, &text, err);
     if (r == 0) {
         img_vmdk_text_keep_extents(text, keep);
@@ -298,16 +301,17 @@ int img_vmdk_split_drop(struct img_layer *layer, uint64_t size,
     if (r == 0)
         r = img_vmdk_set_cylinders(text, size, err);
     if (r == 0)
-        r = img_vmdk_text_replace(layer, text, &done, err);
-    if (!done) {
+        r = img_vmdk_text_store(layer, text, VMDK_MOVE, &done, err);
+    else
         img_vmdk_text_free(text);
+    if (!done) {
+        img_vmdk_text_free(was);
         return r;
     }
     /* No file is removed when the old descriptor may come back. */
     while (st->n_extents > keep)
-        drop_last(layer, r == 0);
-    img_vmdk_text_free(st->text);
-    st->text = text;
+        drop_last(layer, was, r == 0);
+    img_vmdk_text_free(was);
     layer->size = x->start + x->len;
     if (r == 0 && size < layer->size)
         r = img_vmdk_cut_last(layer, size - x->start, err);

@@ -74,6 +74,7 @@ bool img_vmdk_text_get_id(const struct vmdk_text *text, const char *key,
 /* NULL value = remove the key. */
 int img_vmdk_text_set(struct vmdk_text *text, const char *key,
                       const char *value, struct img_error *err);
+/* With as many digits as it has now, where they are enough. */
 int img_vmdk_text_set_id(struct vmdk_text *text, const char *key, uint32_t id,
                          struct img_error *err);
 /* entry: NAME=VALUE of the disk data base; an empty value removes it. */
@@ -298,12 +299,28 @@ int img_vmdk_sync(struct img_layer *layer, struct img_error *err);
 /* Tables and directories only; their order holds all the same. */
 int img_vmdk_write_back(struct img_layer *layer, struct img_error *err);
 
-/* amend.c */
-int img_vmdk_text_store(struct img_layer *layer, struct img_error *err);
+/* store.c */
+enum vmdk_move {                    /* may files[0] become another file? */
+    VMDK_STAY,                      /* no: requests may be in flight */
+    VMDK_MAY_MOVE,
+    VMDK_MOVE                       /* even for one sector, where that can be:
+                                       then an error cannot leave the new one */
+};
+/* Durable; takes text over.  *done: it is the image's from now on, whatever
+ * the result; else the old one is on disk again, if that can still be. */
+int img_vmdk_text_store(struct img_layer *layer, struct vmdk_text *text,
+                        enum vmdk_move move, bool *done,
+                        struct img_error *err);
 /* files[0] becomes one with this text, at once; done as for replace. */
 int img_vmdk_text_replace(struct img_layer *layer,
                           const struct vmdk_text *text, bool *done,
                           struct img_error *err);
+/* near: the one becomes the other by writing a single sector. */
+int img_vmdk_text_is_near(const struct vmdk_text *a,
+                          const struct vmdk_text *b, bool *near,
+                          struct img_error *err);
+
+/* amend.c */
 int img_vmdk_touch(struct img_layer *layer, uint64_t off, uint64_t len,
                    struct img_error *err);
 int img_vmdk_set_backing(struct img_layer *layer, const char *name,

@@ -102,7 +102,7 @@ static void test_change(void **state)
     assert_int_equal(img_vmdk_text_set(t, "ddb.x", "a\nb", &err), -EINVAL);
 
     text = img_vmdk_text_print(t, &len);
-    assert_non_null(strstr(text, "CID=00001234\r\nparentCID=ffffffff\r\n"
+    assert_non_null(strstr(text, "CID=01234\r\nparentCID=ffffffff\r\n"
                                  "createType="));
     assert_non_null(strstr(text, "changeTrackPath=\"x-ctk.vmdk\"\r\n"
                                  "parentFileNameHint=\"base.vmdk\"\r\n"
@@ -115,9 +115,6 @@ static void test_change(void **state)
 
     /* And back. */
     strcpy(want, foreign);
-    p = strstr(want, "CID=0fffe");
-    memmove(p + 12, p + 9, strlen(p + 9) + 1);
-    memcpy(p, "CID=0000fffe", 12);
     p = strstr(want, "isNativeSnapshot");
     memmove(p, strstr(p, "\n") + 1, strlen(strstr(p, "\n")));
     strcat(want, "\r\n");
