@@ -145,8 +145,7 @@ def threads():
 
 def memory():
     """Peak of one process with one disk, all its tables read."""
-    title("memory, preallocated", "map", "check", "check (qemu-img)",
-          "check, 1 snapshot")
+    title("preallocated", "map", "check", "qemu-img check", "with snapshot")
     for name in ("1G", "64G", "512G", "2T", "8T"):
         meta.full("m.qcow2", name)
         row = [median(VIMG, "map", "m.qcow2")[1],
