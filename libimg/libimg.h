@@ -576,7 +576,8 @@ int img_convert(struct img_disk *const *from, size_t n_from, const char *to,
 int img_convert_fd(struct img_disk *const *from, size_t n_from, int fd,
                    const struct img_convert_options *opts,
                    const struct img_job *job, struct img_error *err);
-/* Into an open disk, which must be at least as large (convert -n). */
+/* Into an open disk, which must be at least as large (convert -n).  It serves
+ * no other request meanwhile; the sources do. */
 int img_copy(struct img_disk *const *from, size_t n_from, struct img_disk *to,
              const struct img_convert_options *opts,
              const struct img_job *job, struct img_error *err);

@@ -332,11 +332,13 @@ int img_copy(struct img_disk *const *from, size_t n_from, struct img_disk *to,
                             img_path(to));
     r = img_convert_begin(&cv, from, n_from, opts, job, err);
     if (r == 0) {
-        img_read_lock(&to->structure);
+        /* Alone: between finding a place and writing to it, a discard could
+         * give the place to others. */
+        img_disk_change_begin(to);
         r = refuse_own_disk(&cv, to, err);
         if (r == 0)
             r = img_convert_to_disk(&cv, to, false, err);
-        img_rw_unlock(&to->structure);
+        img_disk_change_end(to);
     }
     img_convert_end(&cv);
     return r;

@@ -115,7 +115,7 @@ static struct event *note(struct bench *b, const struct step *step)
         return add_event(b, step->what, step->off, step->len, value);
     case ZERO: case DISCARD:
         return add_event(b, step->what, step->off, step->len, 0);
-    case APPLY: case COPY:
+    case APPLY: case COPY: case COPY_PACKED:
         return add_event(b, step->what, 0, QUARTERS, 0);
     case SHRINK:
         return add_event(b, SHRINK, SHRUNK, QUARTERS - SHRUNK, 0);

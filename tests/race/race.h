@@ -8,7 +8,7 @@ enum { ACTORS = 3, STEPS = 4, QUARTERS = 128 };
 
 enum what {
     NOTHING, WRITE, ZERO, DISCARD, READ, FLUSH, SNAPSHOT, APPLY, FORGET, GROW,
-    SHRINK, PACK, COMMIT, COPY, REBASE, COMPARE
+    SHRINK, PACK, COMMIT, COPY, COPY_PACKED, REBASE, COMPARE
 };
 
 /* Offsets and lengths are in quarters of a cluster, the disk has QUARTERS of

@@ -71,7 +71,7 @@ static uint8_t value_of(const struct bench *b, const struct event *e,
 {
     switch (e->what) {
     case APPLY: return b->applied[q];
-    case COPY: return other_byte(q);
+    case COPY: case COPY_PACKED: return other_byte(q);
     default: return e->value;
     }
 }

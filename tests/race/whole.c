@@ -8,7 +8,8 @@ static const struct img_job job = { .size = sizeof job, .threads = 2 };
 
 bool is_whole(enum what what)
 {
-    return what == COMMIT || what == COPY || what == REBASE;
+    return what == COMMIT || what == COPY || what == COPY_PACKED ||
+           what == REBASE;
 }
 
 int change_whole(struct bench *b, enum what what, struct img_error *err)
@@ -24,6 +25,7 @@ int change_whole(struct bench *b, enum what what, struct img_error *err)
         return img_rebase(b->disk, &rebase, &job, err);
     }
     copy.target_exists = true;
+    copy.compress = what == COPY_PACKED;
     return img_copy(&b->from, 1, b->disk, &copy, &job, err);
 }
 

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -446,6 +447,44 @@ static void test_copy(void **state)
     img_close(from, NULL);
 }
 
+struct aside { struct img_disk *to; unsigned asked, served; };
+
+static int ask_aside(void *opaque, uint64_t done, uint64_t total)
+{
+    struct aside *a = opaque;
+    char byte;
+
+    if (done == total)
+        return 0;
+    a->asked++;
+    a->served += img_pread_now(a->to, &byte, 1, 0) == 0;
+    return 0;
+}
+
+/* Who discards and writes while places are being filled would find the copy's
+ * bytes in his own. */
+static void test_copy_alone(void **state)
+{
+    struct img_convert_options o = IMG_CONVERT_OPTIONS;
+    struct img_disk *from, *to;
+    struct aside a = { 0 };
+    struct img_job job = { .size = sizeof job, .progress = ask_aside,
+                           .opaque = &a, .threads = 1 };
+    char byte;
+
+    put("source", "raw", M, 5);
+    put("target", "qcow2", M, 0);
+    from = open_as("source", "raw", 0);
+    a.to = to = open_as("target", "qcow2", IMG_OPEN_WRITE);
+    assert_ok(img_pread_now(to, &byte, 1, 0), err);
+    assert_ok(img_copy(&from, 1, to, &o, &job, &err), err);
+    assert_in_range(a.asked, 1, UINT_MAX);
+    assert_int_equal(a.served, 0);
+    assert_ok(img_close(to, &err), err);
+    img_close(from, NULL);
+    assert_same_disk("source", "raw", "target", "qcow2");
+}
+
 /* ---- compressed clusters that both share ------------------------------- */
 
 /* What is equal because it is the same packed cluster of the same file needs
@@ -689,6 +728,7 @@ int main(void)
         cmocka_unit_test(test_stream_refusals),
         cmocka_unit_test(test_larger), cmocka_unit_test(test_many),
         cmocka_unit_test(test_sparse), cmocka_unit_test(test_copy),
+        cmocka_unit_test(test_copy_alone),
         cmocka_unit_test(test_packed_below), cmocka_unit_test(test_measure),
         cmocka_unit_test(test_rebase_and_amend),
         cmocka_unit_test(test_commit), cmocka_unit_test(test_check),
