@@ -62,20 +62,25 @@ int nbd_listen_unix(struct nbd_listeners *l, const char *path,
                     struct img_error *err)
 {
     struct sockaddr_un sun;
+    char *real = NULL;
+    bool bound = false;
     int fd, ret = unix_address(&sun, path, err);
 
     if (ret < 0)
         return ret;
     fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (fd < 0 || bind(fd, (struct sockaddr *)&sun, sizeof sun) < 0 ||
-        listen(fd, BACKLOG) < 0) {
+    if (fd < 0 ||
+        !(bound = bind(fd, (struct sockaddr *)&sun, sizeof sun) == 0) ||
+        listen(fd, BACKLOG) < 0 || !(real = realpath(path, NULL))) {
         ret = nbd_fail(err, errno, "%s: %s", path, strerror(errno));
+        if (bound)
+            unlink(path);
         if (fd >= 0)
             close(fd);
         return ret;
     }
     free(l->unlink);
-    l->unlink = realpath(path, NULL);
+    l->unlink = real;
     return add(l, fd, err);
 }
 

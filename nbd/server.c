@@ -43,7 +43,7 @@ struct server {
     struct client *clients;
     unsigned n;
     int gone;                   /* eventfd: a client is done */
-    bool last_left;             /* the last one that was served */
+    bool served;                /* at least one of them, once */
 };
 
 static void *client_main(void *opaque)
@@ -115,7 +115,7 @@ static void reap(struct server *s)
         c->next = done;
         done = c;
         s->n--;
-        s->last_left = c->served && s->n == 0;
+        s->served |= c->served;
     }
     pthread_mutex_unlock(&s->lock);
     while (done) {
@@ -206,7 +206,7 @@ int nbd_server_run(struct nbd_service *service, const struct nbd_listeners *l,
     p[1] = (struct pollfd){ .fd = s.gone, .events = POLLIN };
     for (unsigned i = 0; i < l->n; i++)
         p[2 + i] = (struct pollfd){ .fd = l->fds[i], .events = POLLIN };
-    while (!s.last_left || o->persistent) {
+    while (!s.served || s.n || o->persistent) {
         bool full = paused || s.n >= o->max_clients;
 
         if (poll(p, full ? 2 : 2 + l->n, paused ? PAUSE_MS : -1) < 0 &&
