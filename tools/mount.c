@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -316,6 +317,18 @@ static int mount_fs(const char *image, const char *target)
     return code ? 1 : 0;
 }
 
+static char *real_folder(const char *name)
+{
+    char *path = realpath(name, NULL);
+    struct stat st;
+
+    if (path && stat(path, &st) == 0 && S_ISDIR(st.st_mode))
+        return path;
+    complain("%s: %s", name, strerror(path ? ENOTDIR : errno));
+    free(path);
+    return NULL;
+}
+
 static int run_mount(int argc, char **argv)
 {
     char *folder;
@@ -327,11 +340,9 @@ static int run_mount(int argc, char **argv)
         return 1;
     if (args.write && args.how.snapshot)
         return usage_error("A snapshot can only be read");
-    folder = realpath(argv[1], NULL);
-    if (!folder) {
-        complain("%s: %s", argv[1], strerror(errno));
+    folder = real_folder(argv[1]);
+    if (!folder)
         return 1;
-    }
     code = args.fs ? mount_fs(argv[0], folder) : serve(argv[0], folder);
     free(folder);
     return code;

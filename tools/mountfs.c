@@ -9,6 +9,7 @@
 #include "../nbd/partition.h"
 #include "../nbd/spawn.h"
 
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
@@ -232,6 +233,19 @@ static struct fuse *make(struct mountfs *m)
     return f;
 }
 
+/* libfuse ends by cancelling its threads, for which glibc loads a library:
+ * without memory for that it would abort, before the image is closed. */
+static bool can_end(void)
+{
+#ifdef __GLIBC__
+    if (!dlopen("libgcc_s.so.1", RTLD_NOW | RTLD_NODELETE)) {
+        complain("%s", dlerror());
+        return false;
+    }
+#endif
+    return true;
+}
+
 static int loop(struct fuse *f, bool foreground)
 {
     struct fuse_loop_config config = { .clone_fd = 0,
@@ -261,12 +275,16 @@ int mountfs_serve(struct img_disk *disk, const char *folder, bool writable,
     m->n = nbd_partitions(disk, m->parts, &err);
     if (m->n < 0)
         complain("%s", err.message);
+    else if (!can_end())
+        code = 1;
     else if (!(f = make(m)) || fuse_mount(f, folder) < 0)
         complain("%s: could not mount there", folder);
     else
         code = 0;
     if (code == 0) {
         code = loop(f, foreground) < 0;
+        if (code)
+            complain("%s: had to end before it was unmounted", folder);
         fuse_unmount(f);
     }
     if (f)
