@@ -17,28 +17,16 @@ import itertools
 import os
 import random
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
 
-KILL_LOOPS = int(os.environ.get("KILL_LOOPS", "3"))
-STEP = int(os.environ.get("FAULT_STEP", "9"))
-SHIM = os.path.abspath("tests/.libs/shim.so")
-VIMG = os.path.abspath(".libs/vimg")
-FILES, CHANGE, MEMORY = 63, 14, 64
-EIO, ENOSPC, EINTR, ENOMEM, KILL = 5, 28, 4, 12, -9
+import faulting
+from faulting import KILL, KINDS, VIMG, raw_digests, restore, vimg
 
-# kinds, errno (0 = a part is done), for ever, may it be noticed?
-KINDS = [
-    ("EIO", FILES, EIO, "", True),
-    ("ENOSPC for ever", CHANGE, ENOSPC, ":ever", True),
-    ("EINTR", 15, EINTR, "", False),
-    ("a part", 3, 0, "", False),
-    ("no memory", MEMORY, ENOMEM, "", True),
-    ("kill -9", FILES, KILL, "", True),
-]
+KILL_LOOPS = int(os.environ.get("KILL_LOOPS", "3"))
+STEP = faulting.step(9)
 
 # name, command, which file it changes (None: none), what it prints matters
 ROWS = [
@@ -81,13 +69,6 @@ ROWS = [
 ]
 
 
-os.environ["LD_LIBRARY_PATH"] = os.path.abspath(".libs")
-
-
-def vimg(command, check=True, **more):
-    return subprocess.run([VIMG] + shlex.split(command), check=check, capture_output=True, text=True, **more)
-
-
 def make_files(folder):
     os.chdir(folder)
     for name, seed in (("base.raw", b"b"), ("other.raw", b"o"),
@@ -112,19 +93,10 @@ def guest(name):
     """What the guest sees; None: there is no such file."""
     if not os.path.exists(name):
         return None
-    out = tempfile.mktemp(dir=os.path.dirname(os.getcwd()))
-    r = vimg("convert -O raw '%s' '%s'" % (name, out), check=False)
-    if r.returncode:
-        return "unreadable: " + r.stderr
-    with open(out, "rb") as f:
-        h = hashlib.sha256(f.read()).hexdigest()
-    os.unlink(out)
-    return h
-
-
-def raw_digests():
-    return {n: hashlib.sha256(open(n, "rb").read()).hexdigest()
-            for n in sorted(os.listdir("."))}
+    try:
+        return hashlib.sha256(faulting.content(name)).hexdigest()
+    except subprocess.CalledProcessError as e:
+        return "unreadable: " + e.stderr
 
 
 class Run:
@@ -132,24 +104,16 @@ class Run:
         self.saved = saved
         self.count = self.came = self.killed = 0
 
-    def restore(self):
-        for n in os.listdir("."):
-            os.unlink(n)
-        for n in os.listdir(self.saved):
-            shutil.copyfile(os.path.join(self.saved, n), n)
-
     def once(self, row, kind, n, old, new, files):
         """Returns whether the fault came."""
         name, command, target = row
-        what, kinds, code, ever, seen = kind
+        what, _, code, _, seen = kind
         report = os.path.join(os.path.dirname(self.saved), "report")
-        self.restore()
+        restore(self.saved)
         before = raw_digests()
-        env = dict(os.environ, LD_PRELOAD=SHIM, SHIM_REPORT=report,
-                   SHIM_FAULT="%d:%d:%d%s" % (kinds, code, n, ever))
-        open(report, "w").close()
+        env = faulting.environment(kind, n, report)
         r = vimg(command, check=False, env=env, timeout=120)
-        came = int(open(report).read() or 1) > 0
+        came = faulting.has_come(report)
         where = "%s, %s %d" % (name, what, n)
         if r.returncode == -9 and code == KILL:
             self.after_kill(where, row, before, old, new, files)
@@ -185,18 +149,8 @@ class Run:
         if got not in good and not (name == "write" and len(good) > 1):
             sys.exit("%s: %s is neither old nor new: %s" % (where, target,
                                                             got))
-        if not target.endswith("qcow2") or not os.path.exists(target):
-            return
-        r = vimg("check -q '%s'" % target, check=False)
-        if r.returncode in (0, 3):
-            return
-        # Marked dirty amid a snapshot: repaired by whoever writes to it.
-        errors = [e for e in (r.stdout + r.stderr).splitlines()
-                  if "ERROR" in e and "OFLAG_COPIED" not in e]
-        r = vimg("io -c 'read 0 512' '%s'" % target, check=False)
-        r = vimg("check -q '%s'" % target, check=False)
-        if errors or r.returncode not in (0, 3):
-            sys.exit("%s: %s %s" % (where, errors, r.stderr))
+        if target.endswith("qcow2") and os.path.exists(target):
+            faulting.leaks_at_most(where, target)
 
     def after_kill(self, where, row, before, old, new, files):
         self.killed += 1
@@ -214,7 +168,7 @@ class Run:
 
     def kill_at_random(self, row, old, new, files, took):
         for i in range(KILL_LOOPS):
-            self.restore()
+            restore(self.saved)
             before = raw_digests()
             p = subprocess.Popen(
                 [VIMG] + shlex.split(row[1]), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -226,7 +180,7 @@ class Run:
 
     def row(self, row):
         name, command, target = row
-        self.restore()
+        restore(self.saved)
         was = set(os.listdir("."))
         old = guest(target) if target else None
         took = time.monotonic()
@@ -244,7 +198,7 @@ class Run:
 
 
 def main():
-    if "asan" in os.environ.get("LD_PRELOAD", "") or not os.path.exists(SHIM):
+    if not faulting.can_run():
         return 77
     only = sys.argv[1:]
     with tempfile.TemporaryDirectory() as top:

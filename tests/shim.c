@@ -97,30 +97,33 @@ static int half_of(const struct iovec *iov, int n, bool sectors,
     return k;
 }
 
+/* flags: of preadv2; the others take none and do not look. */
 static ssize_t moved(long call, int fd, const struct iovec *iov, int n,
-                     off_t off, unsigned kind)
+                     off_t off, int flags, unsigned kind)
 {
     struct iovec part[16];
-    int k = 0, said;
+    int k = 0;
 
-    if (answered(kind == SHIM_READ ? "read" : "write", fd, 0, NULL, &said))
-        return said;
     if (!is_file(fd) || !is_due(kind))
-        return syscall(call, fd, iov, n, off, 0);
+        return syscall(call, fd, iov, n, off, 0, flags);
     if (!shim_fault->code || (shim_fault->torn && kind == SHIM_WRITE))
         k = half_of(iov, n, shim_fault->code, part, 16);
     if (!shim_fault->code)
-        return k ? syscall(call, fd, part, k, off, 0)
-                 : syscall(call, fd, iov, n, off, 0);
+        return k ? syscall(call, fd, part, k, off, 0, flags)
+                 : syscall(call, fd, iov, n, off, 0, flags);
     if (k)
-        syscall(call, fd, part, k, off, 0);
+        syscall(call, fd, part, k, off, 0, flags);
     errno = shim_fault->code;
     return -1;
 }
 
 ssize_t preadv(int fd, const struct iovec *iov, int n, off_t off)
 {
-    return moved(SYS_preadv, fd, iov, n, off, SHIM_READ);
+    int said;
+
+    if (answered("read", fd, 0, NULL, &said))
+        return said;
+    return moved(SYS_preadv, fd, iov, n, off, 0, SHIM_READ);
 }
 
 ssize_t preadv2(int fd, const struct iovec *iov, int n, off_t off, int flags)
@@ -129,14 +132,32 @@ ssize_t preadv2(int fd, const struct iovec *iov, int n, off_t off, int flags)
 
     if (answered("preadv2", fd, (unsigned)flags, NULL, &said))
         return said;
-    return syscall(SYS_preadv2, fd, iov, n, off, 0, flags);
+    return moved(SYS_preadv2, fd, iov, n, off, flags, SHIM_READ);
+}
+
+ssize_t splice(int from, off_t *from_off, int to, off_t *to_off, size_t len,
+               unsigned flags)
+{
+    if (is_file(from) && is_due(SHIM_READ)) {
+        if (shim_fault->code) {
+            errno = shim_fault->code;
+            return -1;
+        }
+        len = len > 1 ? len / 2 : len;
+    }
+    return syscall(SYS_splice, from, from_off, to, to_off, len, flags);
 }
 
 ssize_t pwritev(int fd, const struct iovec *iov, int n, off_t off)
 {
     size_t i = record_begin_write(shim_record, fd, iov, n, off);
-    ssize_t r = moved(SYS_pwritev, fd, iov, n, off, SHIM_WRITE);
+    int said;
+    ssize_t r;
 
+    if (answered("write", fd, 0, NULL, &said))
+        r = said;
+    else
+        r = moved(SYS_pwritev, fd, iov, n, off, 0, SHIM_WRITE);
     record_ended(shim_record, i, r >= 0);
     return r;
 }
