@@ -32,23 +32,29 @@ static const struct {
     uint64_t size;              /* of resize */
     bool in_place;              /* changes one sector: needs no other file */
 } whats[N_WHATS] = {
-    [RENUMBER] = { "amend: a longer number", { "hwversion=21" } },
-    [LENGTHEN] = { "amend: a long entry", { "ddb=comment=" LONG } },
-    [REMOVE] = { "amend: an entry less", { "ddb=pad01=" } },
-    [CID] = { "amend: content ID", { "cid=12345678" }, .in_place = true },
-    [APPEND] = { "amend: an entry more", { "ddb=more=x" }, .in_place = true },
-    [LONGER] = { "amend: a longer entry", { "ddb=zlast=yes" },
-                 .in_place = true },
-    [TAKE_AWAY] = { "amend: the last entry but one gone", { "ddb=zlast=" },
-                    .in_place = true },
-    [BOTH_ENDS] = { "amend: two things", { "cid=12345678", "ddb=zlast=n" } },
-    [REBASE] = { "rebase", .backing = "other.vmdk" },
-    [REBASE_LONG] = { "rebase: a long name", .backing = "./././././././"
+    [RENUMBER] = { .name = "amend: a longer number",
+                   .settings = { "hwversion=21" } },
+    [LENGTHEN] = { .name = "amend: a long entry",
+                   .settings = { "ddb=comment=" LONG } },
+    [REMOVE] = { .name = "amend: an entry less",
+                 .settings = { "ddb=pad01=" } },
+    [CID] = { .name = "amend: content ID", .settings = { "cid=12345678" },
+              .in_place = true },
+    [APPEND] = { .name = "amend: an entry more",
+                 .settings = { "ddb=more=x" }, .in_place = true },
+    [LONGER] = { .name = "amend: a longer entry",
+                 .settings = { "ddb=zlast=yes" }, .in_place = true },
+    [TAKE_AWAY] = { .name = "amend: the last entry but one gone",
+                    .settings = { "ddb=zlast=" }, .in_place = true },
+    [BOTH_ENDS] = { .name = "amend: two things",
+                    .settings = { "cid=12345678", "ddb=zlast=n" } },
+    [REBASE] = { .name = "rebase", .backing = "other.vmdk" },
+    [REBASE_LONG] = { .name = "rebase: a long name", .backing = "./././././././"
                       "././././././././././././././././other.vmdk" },
-    [REBASE_NONE] = { "rebase: to none", .backing = "" },
-    [GROW] = { "growing", .size = 3 * SIZE / 2 },
-    [SHRINK] = { "shrinking", .size = SIZE / 2 },
-    [WRITE] = { "the first write", .in_place = true },
+    [REBASE_NONE] = { .name = "rebase: to none", .backing = "" },
+    [GROW] = { .name = "growing", .size = 3 * SIZE / 2 },
+    [SHRINK] = { .name = "shrinking", .size = SIZE / 2 },
+    [WRITE] = { .name = "the first write", .in_place = true },
 };
 
 static const struct shape {

@@ -139,11 +139,12 @@ static int keep_attributes(int from, int to)
 {
     enum { NAMES_MAX = 65536, VALUE_MAX = 65536 };
     img_autofree char *names = malloc(NAMES_MAX + VALUE_MAX);
-    char *value = names + NAMES_MAX;
+    char *value;
     ssize_t n, len;
 
     if (!names)
         return -ENOMEM;
+    value = names + NAMES_MAX;
     /* From the folder's default; the old file may have none. */
     fremovexattr(to, "system.posix_acl_access");
     n = flistxattr(from, names, NAMES_MAX);
