@@ -454,7 +454,40 @@ static void test_locks(void **state)
     }
 }
 
-/* ---- what stays -------------------------------------------------------- */
+/* ---- no name to give to another file ----------------------------------- */
+
+static int resolve(void *opaque, const char *path, const char *name,
+                   bool writable)
+{
+    return open(in_scratch(name), writable ? O_RDWR : O_RDONLY);
+}
+
+static void test_from_fd(void **state)
+{
+    struct img_open_options o = IMG_OPEN_OPTIONS;
+    struct stat was, is;
+    struct img_disk *d;
+    int fd;
+
+    make_all(&shapes[2]);
+    assert_int_equal(stat(in_scratch("d.vmdk"), &was), 0);
+    fd = open(in_scratch("d.vmdk"), O_RDWR);
+    o.flags = IMG_OPEN_WRITE | IMG_OPEN_FORCE;
+    o.format = "vmdk";
+    o.resolve = resolve;
+    assert_ok(img_open_fd(fd, &o, &d, &err), err);
+    assert_ok(run(d, LENGTHEN), err);
+    assert_ok(run(d, RENUMBER), err);
+    assert_ok(img_close(d, &err), err);
+    assert_int_equal(stat(in_scratch("d.vmdk"), &is), 0);
+    assert_int_equal(was.st_ino, is.st_ino);
+    read_text("d.vmdk", new_text);
+    assert_int_equal(strlen(new_text), is.st_size);
+    assert_non_null(strstr(new_text, "ddb.comment = \"" LONG "\"\n"));
+    assert_non_null(strstr(new_text, "HWVersion = \"21\"\n"));
+}
+
+/* ---- all of it -------------------------------------------------------- */
 
 static int begin(void **state)
 {
@@ -473,7 +506,7 @@ static int begin(void **state)
 
 int main(void)
 {
-    struct CMUnitTest tests[IMG_COUNT(shapes) + 1];
+    struct CMUnitTest tests[IMG_COUNT(shapes) + 2];
     const char *n = getenv("CRASH_VMDK_STATES");
     int r;
 
@@ -487,6 +520,8 @@ int main(void)
             shapes[i].name, test_shape, NULL, NULL, (void *)&shapes[i]
         };
     tests[IMG_COUNT(shapes)] = (struct CMUnitTest)cmocka_unit_test(test_locks);
+    tests[IMG_COUNT(shapes) + 1] =
+        (struct CMUnitTest)cmocka_unit_test(test_from_fd);
     r = cmocka_run_group_tests_name("crash-vmdk", tests, begin, scratch_end);
     printf("%lu crash states\n", (unsigned long)states);
     return r;

@@ -21,6 +21,7 @@
               "io s.vmdk write 0 70k; io s.vmdk write 4098M 64k; "
 #define FLATS "create s.vmdk 300k subformat=twoGbMaxExtentFlat; " \
               FILL("s.vmdk")
+#define SIXTY "123456789012345678901234567890123456789012345678901234567890"
 #define STREAM A "convert a.qcow2 p.vmdk subformat=streamOptimized; "
 
 const struct recipe recipes[] = {
@@ -284,6 +285,10 @@ const struct recipe recipes[] = {
       "uuid=00112233445566778899aabbccddeeff", FACTS },
     { "amend vmdk, parent", MCHAIN, "amend o.vmdk cid=87654321", FACTS },
     { "amend vmdk, flat", FLATS, "amend s.vmdk adapter_type=buslogic", 0 },
+    { "amend vmdk, more than a sector",
+      "create n.vmdk 64k subformat=monolithicFlat; io n.vmdk write 0 64k; "
+      "amend n.vmdk ddb=x=" SIXTY SIXTY SIXTY, "amend n.vmdk hwversion=21",
+      FACTS },
     { "amend qcow", QCOW, "amend q.qcow cluster_size=4k", REFUSED },
     { "amend raw", RAW, "amend r.raw size=1M", REFUSED },
     { "amend qcow2", A, "amend a.qcow2 compat=0.10", RESUMES | FACTS },
