@@ -68,6 +68,8 @@ struct img_nbd_link {
                                    without FUA */
     atomic_ulong flushed;       /* as many of them a flush has covered */
     atomic_bool doubt;          /* others may be gone */
+    atomic_bool failed;         /* the server could not flush: what it has
+                                   dropped is not in a later flush */
 };
 
 static uint64_t now_ms(void)
@@ -452,6 +454,10 @@ int img_nbd_run(struct img_nbd_link *l, const char *path,
     }
     if (r->op == IMG_NBD_FLUSH && ret == 0 && atomic_load(&l->doubt))
         ret = refuse_doubt(path, err);
+    if (r->op == IMG_NBD_FLUSH && ret == 0 && atomic_load(&l->failed))
+        ret = img_fail(err, EIO, "%s: an earlier write was lost", path);
+    if (r->op == IMG_NBD_FLUSH && ret < 0 && r->error && !r->lost)
+        atomic_store(&l->failed, true);
     if (r->op == IMG_NBD_FLUSH && ret == 0)
         atomic_store(&l->flushed, before);
     return ret;
@@ -507,6 +513,7 @@ int img_nbd_link_open(struct img_nbd_name *name, const char *path,
     img_mutex_init(&l->lock);
     atomic_init(&l->written, 0);
     atomic_init(&l->flushed, 0);
+    atomic_init(&l->failed, false);
     atomic_init(&l->doubt, false);
     l->name = *name;
     l->durable = writable && name->reconnect_ms;

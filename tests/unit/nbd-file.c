@@ -573,6 +573,28 @@ static void test_doubt(void **state)
     end(f);
 }
 
+/* The kernel of the server tells of a lost write once: that its next flush
+ * succeeds says nothing. */
+static void test_failed_flush(void **state)
+{
+    char server[5100];
+    struct img_file *f;
+
+    if (!can_serve())
+        skip();
+    snprintf(server, sizeof server, "%s%s",
+             EVAL "can_write=" CAN "can_flush=" CAN,
+             "flush='[ -e $tmpdir/once ] || { touch $tmpdir/once; "
+             "echo EIO >&2; exit 1; }' ");
+    f = open_kit(server, IMG_FILE_WRITE);
+    assert_ok(img_file_pwrite(f, "one", 3, 0, &err), err);
+    assert_int_equal(img_file_sync(f, &err), -EIO);
+    assert_says("the server failed a request");
+    assert_int_equal(img_file_sync(f, &err), -EIO);
+    assert_says("an earlier write was lost");
+    end(f);
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_teardown(name, kit_end)
@@ -583,6 +605,7 @@ int main(void)
         TEST(test_extents), TEST(test_no_extents),
         TEST(test_many_extents), TEST(test_patience),
         TEST(test_lost), TEST(test_doubt),
+        TEST(test_failed_flush),
     };
 
     return cmocka_run_group_tests_name("nbd-file", tests, scratch_begin,
