@@ -11,7 +11,7 @@
  * order of the operations explains, and check finds nothing.
  *
  * Then with a file operation that fails: up to `faults` different ones of
- * those that the workload does (three times as many where the library's own
+ * those that the workload does (twice as many where the library's own
  * threads are at work), each with `fault-most` and `fault-random`
  * schedules.
  */
@@ -146,7 +146,7 @@ static bool explore_faults(const struct options *o, struct bench *b,
         return true;
     all = count_operations(b);
     if (work->whole)
-        most *= 3;              /* more threads are at work */
+        most *= 2;              /* more threads are at work */
     stride = (all + most - 1) / most;
     for (n = 1 + t->pairs % (stride ? stride : 1); n <= all && ok; n += stride)
         ok = explore_fault(o, b, name, n, t);
@@ -166,6 +166,10 @@ static void explore(const struct options *o, const struct shape *shape,
     snprintf(name, sizeof name, "--shape %s --work %s", shape->name,
              work->name);
     plan.name = name;
+    if (work->whole) {          /* longer ones */
+        plan.most = (plan.most + 1) / 2;
+        plan.random = (plan.random + 1) / 2;
+    }
     fault_plan(0);
     if (!o->fault)
         ok = sched_explore(&plan, bench_run, b, &count);
