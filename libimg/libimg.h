@@ -488,7 +488,8 @@ enum img_bitmap_verb { IMG_BITMAP_ADD, IMG_BITMAP_REMOVE, IMG_BITMAP_CLEAR,
 int img_bitmap_edit(struct img_disk *disk, const char *name,
                     enum img_bitmap_verb verb, uint32_t granularity,
                     struct img_error *err);
-/* Sets in `to_name` every bit that is set in `from_name`. */
+/* Sets in `to_name` every bit that is set in `from_name`.  As with img_copy,
+ * not in both directions at once. */
 int img_bitmap_merge(struct img_disk *to, const char *to_name,
                      struct img_disk *from, const char *from_name,
                      struct img_error *err);
@@ -577,7 +578,8 @@ int img_convert_fd(struct img_disk *const *from, size_t n_from, int fd,
                    const struct img_convert_options *opts,
                    const struct img_job *job, struct img_error *err);
 /* Into an open disk, which must be at least as large (convert -n).  It serves
- * no other request meanwhile; the sources do. */
+ * no other request meanwhile; the sources do.  Two disks must not be copied
+ * into each other at once: each call would wait for the other one. */
 int img_copy(struct img_disk *const *from, size_t n_from, struct img_disk *to,
              const struct img_convert_options *opts,
              const struct img_job *job, struct img_error *err);
