@@ -402,7 +402,8 @@ class FileClient:
         while data:
             self.disk.change(base + off, data, False)
             n = self.tried(os.pwrite, fd, data, off)
-            if n is None:
+            if not n:           # 0: of a server that has just ended
+                self.errors += n == 0
                 return
             self.disk.change(base + off, data[:n], True)
             off += n
