@@ -23,7 +23,8 @@ import tempfile
 import time
 
 import faulting
-from faulting import KILL, KINDS, VIMG, raw_digests, restore, vimg
+from faulting import (KILL, KINDS, MEMORY, VIMG, raw_digests, restore,
+                      vimg)
 
 KILL_LOOPS = int(os.environ.get("KILL_LOOPS", "3"))
 STEP = faulting.step(9)
