@@ -228,10 +228,12 @@ bool family_scan(const char *folder, bool deep, struct family *family)
 {
     bool ok;
 
-    while (!strncmp(folder, "./", 2))
-        folder += 2;
+    while (!strncmp(folder, "./", 2)) {
+        folder += 1 + strspn(folder + 1, "/");
+        folder = *folder ? folder : ".";
+    }
     *family = (struct family){ 0 };
-    ok = scan_folder(family, *folder ? folder : ".", deep);
+    ok = scan_folder(family, folder, deep);
     link_all(family);
     drop_strangers(family);
     for (size_t i = 0; i < family->n; i++)

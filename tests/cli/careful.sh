@@ -62,6 +62,14 @@ says() { # TEXT COMMAND...
 }
 says 'top.qcow2: Not a directory' vimg tree top.qcow2
 says 'none: No such file' vimg tree none
+says 'No such file' vimg tree ''
+mkdir -p sub
+vimg create -q -f qcow2 sub/one.qcow2 1M
+for folder in sub ./sub .//sub ././/sub; do
+    [ "$(vimg tree "$folder")" = 'sub/one.qcow2 (qcow2, 1 MiB)' ] ||
+        die "tree $folder: $(vimg tree "$folder")"
+done
+rm -r sub
 if setpriv --reuid 65534 --clear-groups test -x "$builddir/.libs/vimg" \
     2>/dev/null; then
     mkdir closed
