@@ -68,8 +68,9 @@ struct img_nbd_link {
                                    without FUA */
     atomic_ulong flushed;       /* as many of them a flush has covered */
     atomic_bool doubt;          /* others may be gone */
-    atomic_bool failed;         /* the server could not flush: what it has
-                                   dropped is not in a later flush */
+    struct img_mutex flushing;  /* one flush at a time; before all others */
+    bool failed;                /* under flushing: the server could not flush:
+                                   what it dropped is not in a later one */
 };
 
 static uint64_t now_ms(void)
@@ -426,8 +427,8 @@ static int refuse_doubt(const char *path, struct img_error *err)
                     "were not flushed; the server may have lost them", path);
 }
 
-int img_nbd_run(struct img_nbd_link *l, const char *path,
-                struct img_nbd_request *r, struct img_error *err)
+static int run(struct img_nbd_link *l, const char *path,
+               struct img_nbd_request *r, struct img_error *err)
 {
     bool writes = r->op == IMG_NBD_WRITE || r->op == IMG_NBD_ZERO;
     unsigned long before = atomic_load(&l->written);
@@ -454,13 +455,33 @@ int img_nbd_run(struct img_nbd_link *l, const char *path,
     }
     if (r->op == IMG_NBD_FLUSH && ret == 0 && atomic_load(&l->doubt))
         ret = refuse_doubt(path, err);
-    if (r->op == IMG_NBD_FLUSH && ret == 0 && atomic_load(&l->failed))
-        ret = img_fail(err, EIO, "%s: an earlier write was lost", path);
-    if (r->op == IMG_NBD_FLUSH && ret < 0 && r->error && !r->lost)
-        atomic_store(&l->failed, true);
     if (r->op == IMG_NBD_FLUSH && ret == 0)
         atomic_store(&l->flushed, before);
     return ret;
+}
+
+/* Whoever writes pages back tells of a lost write once.  A flush beside the one
+ * that hears of it must not say that all is well. */
+static int flush(struct img_nbd_link *l, const char *path,
+                 struct img_nbd_request *r, struct img_error *err)
+{
+    int ret;
+
+    img_lock(&l->flushing);
+    ret = run(l, path, r, err);
+    if (ret == 0 && l->failed)
+        ret = img_fail(err, EIO, "%s: an earlier write was lost", path);
+    else if (ret < 0 && r->error && !r->lost)
+        l->failed = true;
+    img_unlock(&l->flushing);
+    return ret;
+}
+
+int img_nbd_run(struct img_nbd_link *l, const char *path,
+                struct img_nbd_request *r, struct img_error *err)
+{
+    return r->op == IMG_NBD_FLUSH ? flush(l, path, r, err)
+                                  : run(l, path, r, err);
 }
 
 /* ---- opening and closing ----------------------------------------------- */
@@ -491,6 +512,7 @@ void img_nbd_link_close(struct img_nbd_link *l)
             nbd->shutdown(l->conns[i]->h, 0);
         conn_free(l->conns[i]);
     }
+    img_mutex_destroy(&l->flushing);
     img_mutex_destroy(&l->lock);
     free(l->name.uri);
     free(l);
@@ -513,7 +535,7 @@ int img_nbd_link_open(struct img_nbd_name *name, const char *path,
     img_mutex_init(&l->lock);
     atomic_init(&l->written, 0);
     atomic_init(&l->flushed, 0);
-    atomic_init(&l->failed, false);
+    img_mutex_init(&l->flushing);
     atomic_init(&l->doubt, false);
     l->name = *name;
     l->durable = writable && name->reconnect_ms;
