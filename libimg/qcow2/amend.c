@@ -90,22 +90,22 @@ static int set_data_file(struct qcow2 *q, const char *const *s,
         return img_fail(err, EINVAL, "%s: data-file-raw cannot be set on "
                         "existing images", q->layer->path);
     r = img_qcow2_header_copy_text(&had, q->h.data_file, err);
+    if (r < 0)
+        return r;
     if (!raw)
         q->h.autoclear &= ~QCOW2_DATA_FILE_RAW;
-    if (r == 0 && name)
+    if (name)
         r = img_qcow2_header_copy_text(&q->h.data_file, name, err);
     if (r == 0)
         r = img_qcow2_header_write(q, err);
     if (r < 0) {
         q->h.autoclear = old;
-        if (had) {
-            free(q->h.data_file);
-            q->h.data_file = had;
-            had = NULL;
-        }
+        free(q->h.data_file);
+        q->h.data_file = had;
+        return r;
     }
     free(had);
-    return r;
+    return 0;
 }
 
 static int set_refcount_bits(struct qcow2 *q, uint64_t bits,
