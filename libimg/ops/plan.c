@@ -75,8 +75,10 @@ int img_plan_still_holds(struct img_copy *c, struct img_pace *pace,
             r = img_pace_tell(pace, err);
         if (r == 0 && at.kind != IMG_CONTENT_DATA) {
             r = img_copy_look(c, off, &end, &what, err);
+            if (r < 0)
+                break;
             run = IMG_MIN(run, end);
-            if (r == 0 && what != (enum img_content)at.kind)
+            if (what != (enum img_content)at.kind)
                 r = compare(c, pace, off, run, (enum img_content)at.kind, b,
                             err);
         }
