@@ -48,9 +48,10 @@ struct img_layer {
     int (*open_file)(struct img_layer *, const char *name, bool writable,
                      struct img_file **, struct img_error *);
     /* Changing the files that the image is made of, by the same policy; from
-     * resize, amend and set_backing alone.  -ENOTSUP where the image did not come by its name.
-     * make_file: empty, writable, without its name until replace.  It is the
-     * hooks' until then.  -EEXIST: something has that name. */
+     * resize, amend and set_backing alone.  -ENOTSUP where the image did not
+     * come by its name.  make_file: empty, writable, without its name until
+     * replace.  It is the hooks' until then.  -EEXIST: something has that
+     * name. */
     int (*make_file)(struct img_layer *, const char *name, struct img_file **,
                      struct img_error *);
     /* What make_file made gets its name and goes behind the others in
