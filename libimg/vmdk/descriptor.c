@@ -530,6 +530,7 @@ int img_vmdk_text_parse(const char *path, const void *buf, size_t len,
     struct vmdk_text *t;
     int r;
 
+    *text = NULL;
     len = strnlen(buf, len);        /* an embedded one is padded with zeros */
     if (len > VMDK_TEXT_MAX)
         return img_fail(err, IMG_ECORRUPT, "%s: VMDK descriptor of %zu bytes",
